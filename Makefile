@@ -1,0 +1,29 @@
+# setup: virtual environment and install. demo: separate a real song. test, check: what CI runs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# A real song with a free licence for this use lies inside the stempeg package (CC BY-NC-SA); it is read from there.
+DEMO_SONG = $$($(BIN)/python -c "from importlib.util import find_spec; \
+	print(find_spec('stempeg').submodule_search_locations[0] + '/data/The Easton Ellises - Falcon 69.stem.mp4')")
+
+.PHONY: setup demo test check
+
+setup: $(STAMP)
+
+$(STAMP): setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/mss-lm separate "$(DEMO_SONG)" --output_dir demo_output
+	@echo "Listen to the stems in demo_output/"
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .

@@ -1,0 +1,32 @@
+"""Entry point of `mss-lm`."""
+
+import argparse
+import sys
+
+from . import separate
+
+COMMANDS = {"separate": separate}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a sub-command; returns the exit code: 0 done, 1 something failed, 2 wrong usage, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="mss-lm", description="Music source separation by a language model over neural-codec tokens."
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        summary = module.__doc__.splitlines()[0]
+        subparser = subparsers.add_parser(
+            name, help=summary, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        module.add_arguments(subparser)
+    options = parser.parse_args(arguments)
+    try:
+        return COMMANDS[options.command].run(options)
+    except KeyboardInterrupt:
+        print("mss-lm: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

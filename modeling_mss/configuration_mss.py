@@ -1,0 +1,179 @@
+"""Configuration of the separator: conditional encoder, language model and codec."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import HubertConfig, LlamaConfig, PreTrainedConfig
+
+from .configuration_hcodec import HCodecConfig
+
+
+@strict
+class MssEncoderConfig(PreTrainedConfig):
+    r"""
+    Configuration of the Conformer that reads the mixture's log-mel spectrogram. The defaults are the paper's
+    (section 3.2) with the widths of DESIGN section 1.
+
+    Args:
+        num_mel_bins (`int`): log-mel bands of a frame.
+        conv_kernel_size (`int`): kernel of the depthwise convolution, odd.
+        conv_norm (`str`): norm inside the convolution module, `"batch_norm"` (as in the Conformer paper) or
+            `"layer_norm"` (statistics of one frame: the same in training and inference, whatever the batch).
+        dropout (`float`): after every module and inside the feed-forward modules.
+    """
+
+    model_type = "mss_encoder"
+
+    num_mel_bins: int = 120
+    hidden_size: int = 768
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    conv_kernel_size: int = 31
+    conv_norm: str = "batch_norm"
+    dropout: float = 0.1
+    rope_theta: float = 10000.0
+    initializer_range: float = 0.02
+
+    def validate_architecture(self):
+        """Called by the `strict` decorator after construction."""
+        _require_one_of(self, "conv_norm", ("batch_norm", "layer_norm"))
+        if self.conv_kernel_size % 2 == 0:
+            raise ValueError(f"`conv_kernel_size` must be odd, got {self.conv_kernel_size}.")
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise ValueError(
+                f"`hidden_size` ({self.hidden_size}) must be an even multiple of `num_attention_heads` "
+                f"({self.num_attention_heads}): rotary positions turn pairs of channels."
+            )
+
+
+def _paper_decoder_config() -> dict:
+    return {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "attention_dropout": 0.1,
+        "max_position_embeddings": 4096,
+    }
+
+
+@strict
+class MssConfig(PreTrainedConfig):
+    r"""
+    Configuration of an [`MssForConditionalGeneration`]. The defaults are the paper's (arXiv 2604.09371, section 3).
+
+    Args:
+        stems (`list[str]`): the tracks, in the order in which they are generated. The one source of their names.
+        conditional_encoder (`str`): `"conformer"` over log-mel, or `"hubert"`, a frozen HuBERT over the 16 kHz
+            waveform (ablation A1; `encoder_config` is then a `HubertConfig`).
+        codebook_loss_weights (`list[float]`, *optional*): weight of each codebook layer in the loss;
+            [2, 1, ..., 1] if not given (A2 uses [8, 4, 3, 2, 2, 2, 2, 2, 1, ..., 1]).
+        label_smoothing (`float`): of the loss.
+        track_generation (`str`): `"sequential"`, one track after another, or `"parallel"`, all tracks in every
+            position through track-specific tables and heads (ablation A3).
+        prefix_stride (`int`): frames of the mixture merged into one position of the prefix: 1, 2 or 4.
+        aligned_conditioning (`bool`): also add the mixture's frame to the input of the position that predicts the code
+            of the same time.
+        track_embeddings (`bool`): add a learned vector of its track to every position (sequential only).
+        code_embedding (`str`): `"learned"`, a table per path and layer, or `"codebook"`, the codec's frozen vectors and
+            a projection per path.
+        encoder_config, decoder_config (`LlamaConfig`), codec_config (`HCodecConfig`, decoding half): parts, as
+            configurations or dictionaries.
+        untrained (`bool`): says that a checkpoint holds random weights; the pipeline then warns.
+    """
+
+    model_type = "mss"
+    sub_configs = {"encoder_config": MssEncoderConfig, "decoder_config": LlamaConfig, "codec_config": HCodecConfig}
+
+    stems: list[str] | tuple = ("vocals", "drums", "bass", "other")
+    conditional_encoder: str = "conformer"
+    codebook_loss_weights: list[float] | list[int] | tuple | None = None
+    label_smoothing: float = 0.1
+    track_generation: str = "sequential"
+    prefix_stride: int = 1
+    aligned_conditioning: bool = False
+    track_embeddings: bool = False
+    code_embedding: str = "learned"
+    encoder_config: dict | PreTrainedConfig | None = None
+    decoder_config: dict | PreTrainedConfig | None = None
+    codec_config: dict | PreTrainedConfig | None = None
+    untrained: bool = False
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        if not __name__.startswith("transformers_modules"):
+            kwargs.pop("custom_pipelines", None)  # installed package: the registry has the pipeline
+        encoder_class = HubertConfig if self.conditional_encoder == "hubert" else MssEncoderConfig
+        if not isinstance(self.encoder_config, PreTrainedConfig):
+            self.encoder_config = encoder_class(**(self.encoder_config or {}))
+        if not isinstance(self.decoder_config, PreTrainedConfig):
+            # The vocabulary is the two markers of the sequence; codes have tables of their own.
+            tokens = {"vocab_size": 2, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+            self.decoder_config = LlamaConfig(**({**_paper_decoder_config(), **(self.decoder_config or {}), **tokens}))
+        codec_config = self.codec_config
+        if isinstance(codec_config, PreTrainedConfig):
+            codec_config = codec_config.to_dict()
+        self.codec_config = HCodecConfig(**({**(codec_config or {}), "decoder_only": True}))
+        self.stems = list(self.stems)
+        if self.codebook_loss_weights is None:
+            self.codebook_loss_weights = [2.0] + [1.0] * (self.num_codebooks - 1)
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_codebooks(self) -> int:
+        """Codebook layers of a path (16)."""
+        return self.codec_config.num_codebooks
+
+    @property
+    def codebook_size(self) -> int:
+        """Entries of a codebook (1024)."""
+        return self.codec_config.codebook_size
+
+    @property
+    def mix_token_id(self) -> int:
+        """The marker `<mix>` that opens the sequence."""
+        return 0
+
+    @property
+    def start_token_id(self) -> int:
+        """The marker S that opens every track; an input only."""
+        return 1
+
+    @property
+    def end_code(self) -> int:
+        """The class E that closes every track: one more class of each acoustic head; an output only."""
+        return self.codebook_size
+
+    @property
+    def num_lanes(self) -> int:
+        """Tracks that share a position: 1, or all of them in parallel generation."""
+        return len(self.stems) if self.track_generation == "parallel" else 1
+
+    @property
+    def prefix_frames_per_code_frame(self) -> int:
+        """Frames of the conditional encoder (50 a second) per code frame (12.5 a second) of a path."""
+        return self.codec_config.stride
+
+    def validate_architecture(self):
+        """Called by the `strict` decorator after construction."""
+        _require_one_of(self, "conditional_encoder", ("conformer", "hubert"))
+        _require_one_of(self, "track_generation", ("sequential", "parallel"))
+        _require_one_of(self, "code_embedding", ("learned", "codebook"))
+        _require_one_of(self, "prefix_stride", (1, 2, 4))
+        if not self.stems or len(set(self.stems)) != len(self.stems):
+            raise ValueError(f"`stems` must name at least one track, each once, got {self.stems}.")
+        if len(self.codebook_loss_weights) != self.num_codebooks:
+            raise ValueError(
+                f"`codebook_loss_weights` must have one weight per codebook ({self.num_codebooks}), "
+                f"got {len(self.codebook_loss_weights)}."
+            )
+        if self.track_embeddings and self.track_generation == "parallel":
+            raise ValueError("`track_embeddings` needs `track_generation='sequential'`: parallel tracks share positions.")
+
+
+def _require_one_of(config: PreTrainedConfig, name: str, allowed: tuple):
+    if getattr(config, name) not in allowed:
+        raise ValueError(f"`{name}` must be one of {list(allowed)}, got {getattr(config, name)!r}.")
+
+
+__all__ = ["MssConfig", "MssEncoderConfig"]

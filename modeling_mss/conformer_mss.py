@@ -1,0 +1,96 @@
+"""The Conformer that reads the mixture: log-mel frames in, one vector per frame out.
+
+Gulati et al. 2020 (arXiv 2005.08100) with rotary positions on all heads and no subsampling. transformers has no public
+Conformer with these three properties; the pieces below are torch's.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .configuration_mss import MssEncoderConfig
+from .rotary_mss import rotary_attention
+
+
+class MssFeedForward(nn.Sequential):
+    def __init__(self, config: MssEncoderConfig):
+        super().__init__(
+            nn.LayerNorm(config.hidden_size),
+            nn.Linear(config.hidden_size, config.intermediate_size),
+            nn.SiLU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.intermediate_size, config.hidden_size),
+            nn.Dropout(config.dropout),
+        )
+
+
+class MssSelfAttention(nn.Module):
+    def __init__(self, config: MssEncoderConfig):
+        super().__init__()
+        self.num_heads, self.rope_theta = config.num_attention_heads, config.rope_theta
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden_states):
+        query, key, value = self.qkv_proj(self.norm(hidden_states)).chunk(3, dim=-1)
+        return self.dropout(self.o_proj(rotary_attention(query, key, value, self.num_heads, self.rope_theta)))
+
+
+class MssConvolution(nn.Module):
+    """Pointwise convolution with a gate, depthwise convolution over time, norm, pointwise convolution."""
+
+    def __init__(self, config: MssEncoderConfig):
+        super().__init__()
+        size, kernel_size = config.hidden_size, config.conv_kernel_size
+        self.norm = nn.LayerNorm(size)
+        self.up = nn.Linear(size, 2 * size)
+        self.depthwise = nn.Conv1d(size, size, kernel_size, padding=kernel_size // 2, groups=size)
+        self.depthwise_norm = nn.BatchNorm1d(size) if config.conv_norm == "batch_norm" else nn.LayerNorm(size)
+        self.down = nn.Linear(size, size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden_states):
+        hidden_states = functional.glu(self.up(self.norm(hidden_states)))
+        hidden_states = self.depthwise(hidden_states.transpose(1, 2))
+        if isinstance(self.depthwise_norm, nn.BatchNorm1d):
+            hidden_states = self.depthwise_norm(hidden_states).transpose(1, 2)
+        else:
+            hidden_states = self.depthwise_norm(hidden_states.transpose(1, 2))
+        return self.dropout(self.down(functional.silu(hidden_states)))
+
+
+class MssConformerBlock(GradientCheckpointingLayer):
+    """Half feed-forward, attention, convolution, half feed-forward, norm; `(B, L, C)`."""
+
+    def __init__(self, config: MssEncoderConfig):
+        super().__init__()
+        self.feed_forward1 = MssFeedForward(config)
+        self.attention = MssSelfAttention(config)
+        self.convolution = MssConvolution(config)
+        self.feed_forward2 = MssFeedForward(config)
+        self.norm = nn.LayerNorm(config.hidden_size)
+
+    def forward(self, hidden_states):
+        hidden_states = hidden_states + 0.5 * self.feed_forward1(hidden_states)
+        hidden_states = hidden_states + self.attention(hidden_states)
+        hidden_states = hidden_states + self.convolution(hidden_states)
+        hidden_states = hidden_states + 0.5 * self.feed_forward2(hidden_states)
+        return self.norm(hidden_states)
+
+
+class MssEncoder(nn.Module):
+    """Log-mel frames `(B, L, num_mel_bins)` -> `(B, L, hidden_size)`, at the same rate (50 a second)."""
+
+    def __init__(self, config: MssEncoderConfig):
+        super().__init__()
+        self.embed = nn.Linear(config.num_mel_bins, config.hidden_size)
+        self.layers = nn.ModuleList([MssConformerBlock(config) for _ in range(config.num_hidden_layers)])
+
+    def forward(self, input_features: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.embed(input_features)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states)
+        return hidden_states

@@ -1,0 +1,281 @@
+"""The separator: a language model that writes the codes of all stems after reading the mixture.
+
+    x = [<mix>, F_mix, S, c(1), S, c(2), S, c(3), S, c(4)]      inputs
+    y = [              c(1), E, c(2), E, c(3), E, c(4), E]      scored outputs, c = a0 s0 a1 s1 ...
+
+arXiv 2604.09371, section 2; DESIGN of this repository, section 1. One position holds the indices of all codebook layers
+of one path: acoustic (a) and semantic (s) alternate. The model knows no audio: features in, codes out.
+
+Shapes: B windows, P prefix positions, F code frames of a window (50 in 4 s), Q codebooks, V codebook size, H hidden
+size. A block is a run of 2 F + 1 positions. In sequential generation there is one block per stem; in parallel
+generation (ablation A3) one block in which every position carries all stems (`lanes`).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import GenerationConfig, LlamaModel, PreTrainedModel, initialization
+from transformers.utils import ModelOutput
+
+from .configuration_mss import MssConfig
+from .conformer_mss import MssEncoder
+from .generation_mss import MssGenerationMixin
+from .modeling_hcodec import HCodecModel, HubertFeatures
+
+ACOUSTIC, SEMANTIC = 0, 1  # the two paths of the codec, in the order in which they alternate
+
+
+@dataclass
+class MssOutput(ModelOutput):
+    """Result of teacher forcing.
+
+    loss: scalar. logits `(B, stems, 2 F + 1, Q, V + 1)`: position j scores code j of its track (E at j = 2 F); class V
+    is E, minus infinity where E cannot be. codebook_losses and codebook_accuracies `(stems, Q)`, means over positions
+    (label-smoothed cross-entropy in nats, before weighting; share of positions whose arg max is the label).
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    codebook_losses: torch.FloatTensor | None = None
+    codebook_accuracies: torch.FloatTensor | None = None
+
+
+class MssCodeEmbedding(nn.Module):
+    """Indices of all layers (and lanes) of a position -> the sum of their vectors."""
+
+    def __init__(self, config: MssConfig):
+        super().__init__()
+        self.num_lanes, self.num_codebooks = config.num_lanes, config.num_codebooks
+        self.codebook_size, self.hidden_size = config.codebook_size, config.decoder_config.hidden_size
+        self.learned = config.code_embedding == "learned"
+        if self.learned:
+            rows = 2 * config.num_lanes * config.num_codebooks * config.codebook_size
+            self.table = nn.EmbeddingBag(rows, self.hidden_size, mode="sum")
+        else:
+            latent_size = config.codec_config.latent_size
+            self.projections = nn.ModuleList(
+                [nn.Linear(config.num_lanes * latent_size, self.hidden_size, bias=False) for _ in range(2)]
+            )
+
+    def forward(self, codes: torch.Tensor, path: int, quantizer: nn.Module) -> torch.Tensor:
+        """`(..., lanes * Q)` of one path -> `(..., H)`. `quantizer` is that path's, read if vectors are the codec's."""
+        shape = codes.shape
+        if self.learned:
+            offsets = torch.arange(shape[-1], device=codes.device) + path * shape[-1]
+            rows = (codes + offsets * self.codebook_size).reshape(-1, shape[-1])
+            return self.table(rows).view(*shape[:-1], self.hidden_size)
+        per_lane = codes.reshape(-1, self.num_lanes, self.num_codebooks).transpose(1, 2)  # (N, Q, lanes)
+        latents = quantizer.decode(per_lane)  # (N, D, lanes)
+        projection = self.projections[path]
+        latents = latents.transpose(1, 2).flatten(1).to(projection.weight.dtype)
+        return projection(latents).view(*shape[:-1], self.hidden_size)
+
+
+class MssPreTrainedModel(PreTrainedModel):
+    config_class = MssConfig
+    base_model_prefix = "model"
+    main_input_name = "input_features"
+    input_modalities = ("audio",)
+    output_modalities = ("audio",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["LlamaDecoderLayer", "MssConformerBlock", "HCodecModel"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, nn.EmbeddingBag):
+            initialization.normal_(module.weight, std=self.config.initializer_range)
+
+
+class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
+    """Conditional encoder, adapter, LLaMA, code heads, and the decoding half of the codec (frozen).
+
+    Example:
+
+    ```python
+    >>> model = MssForConditionalGeneration.from_pretrained(path)
+    >>> codes = model.generate(input_features)                      # (B, 200, 120) -> (B, stems, 100, 16)
+    >>> loss = model(input_features=input_features, audio_codes=codes).loss
+    ```
+    """
+
+    def __init__(self, config: MssConfig):
+        super().__init__(config)
+        hidden_size = config.decoder_config.hidden_size
+        if config.conditional_encoder == "hubert":
+            self.encoder = HubertFeatures(config.encoder_config)
+        else:
+            self.encoder = MssEncoder(config.encoder_config)
+        self.adapter = nn.Linear(config.encoder_config.hidden_size * config.prefix_stride, hidden_size)
+        self.code_embedding = MssCodeEmbedding(config)
+        if config.track_embeddings:
+            self.track_embedding = nn.Embedding(len(config.stems), hidden_size)
+        self.decoder = LlamaModel(config.decoder_config)
+        num_heads = config.num_lanes * config.num_codebooks
+        self.acoustic_head = nn.Linear(hidden_size, num_heads * (config.codebook_size + 1), bias=False)
+        self.semantic_head = nn.Linear(hidden_size, num_heads * config.codebook_size, bias=False)
+        self.codec = HCodecModel(config.codec_config).requires_grad_(False)
+        self.generation_config = GenerationConfig(do_sample=False)
+        self.post_init()
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self.codec.eval()  # frozen
+        return self
+
+    def encode_mixture(
+        self, input_features: torch.Tensor | None = None, input_values: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The prefix F_mix.
+
+        Args:
+            input_features: log-mel frames `(B, L, num_mel_bins)`, for the Conformer.
+            input_values: 16 kHz mono waveform `(B, T)`, for the HuBERT of ablation A1.
+
+        Returns:
+            `(B, P, H)` with P = L / prefix_stride.
+
+        Raises:
+            ValueError: the input is not the one this model reads, or no whole number of code frames long.
+        """
+        wanted = "input_values" if self.config.conditional_encoder == "hubert" else "input_features"
+        inputs = input_values if wanted == "input_values" else input_features
+        if inputs is None:
+            raise ValueError(f"This model reads `{wanted}` (conditional encoder: {self.config.conditional_encoder!r}).")
+        frames = self.encoder(inputs.to(self.adapter.weight.dtype))
+        if frames.shape[1] == 0 or frames.shape[1] % self.config.prefix_frames_per_code_frame:
+            raise ValueError(
+                f"`{wanted}` must cover whole code frames: got {frames.shape[1]} encoder frames, allowed are multiples "
+                f"of {self.config.prefix_frames_per_code_frame}."
+            )
+        stride = self.config.prefix_stride
+        return self.adapter(frames.unflatten(1, (-1, stride)).flatten(2))
+
+    def position_embeds(self, prefix: torch.Tensor, num_blocks: int) -> torch.Tensor:
+        """What the helps for small models add to the positions of the blocks: `(B, num_blocks, 2 F + 1, H)`.
+
+        `aligned_conditioning`: a position gets the mixture of the half code frame (40 ms) whose code it predicts; the
+        last one, which predicts E, gets nothing. `track_embeddings`: the vector of the block's track.
+        """
+        batch, length = len(prefix), 2 * self.num_code_frames(prefix) + 1
+        embeds = prefix.new_zeros(1, 1, 1, prefix.shape[-1])
+        if self.config.aligned_conditioning:
+            stride, frames_per_code = self.config.prefix_stride, self.config.prefix_frames_per_code_frame // 2
+            if stride <= frames_per_code:
+                aligned = prefix.unflatten(1, (-1, frames_per_code // stride)).mean(dim=2)
+            else:
+                aligned = prefix.repeat_interleave(stride // frames_per_code, dim=1)
+            embeds = embeds + functional.pad(aligned, (0, 0, 0, 1))[:, None]
+        if self.config.track_embeddings:
+            embeds = embeds + self.track_embedding.weight[:num_blocks, None]
+        return embeds.expand(batch, num_blocks, length, -1)
+
+    def num_code_frames(self, prefix: torch.Tensor) -> int:
+        """F, the code frames of a window with this prefix."""
+        return prefix.shape[1] * self.config.prefix_stride // self.config.prefix_frames_per_code_frame
+
+    def embed_codes(self, codes: torch.Tensor, path: int) -> torch.Tensor:
+        """Codes of one path `(..., lanes * Q)` -> input vectors `(..., H)`."""
+        quantizer = self.codec.acoustic_quantizer if path == ACOUSTIC else self.codec.semantic_quantizer
+        return self.code_embedding(codes, path, quantizer)
+
+    def code_logits(self, hidden_states: torch.Tensor, path: int) -> torch.Tensor:
+        """Hidden states `(..., H)` -> `(..., lanes, Q, V + 1)` (acoustic) or `(..., lanes, Q, V)` (semantic)."""
+        head = self.acoustic_head if path == ACOUSTIC else self.semantic_head
+        return head(hidden_states).unflatten(-1, (self.config.num_lanes, self.config.num_codebooks, -1))
+
+    def to_blocks(self, audio_codes: torch.Tensor) -> torch.Tensor:
+        """Codes by stem `(B, stems, 2 F, Q)` -> by position `(B, blocks, 2 F, lanes * Q)`."""
+        codes = audio_codes.unflatten(1, (-1, self.config.num_lanes))
+        return codes.transpose(2, 3).flatten(3)
+
+    def to_stems(self, codes: torch.Tensor) -> torch.Tensor:
+        """The inverse of `to_blocks`."""
+        codes = codes.unflatten(3, (self.config.num_lanes, -1))
+        return codes.transpose(2, 3).flatten(1, 2)
+
+    def start_embeds(self, *shape: int) -> torch.Tensor:
+        """The vector of S, `(*shape, H)`."""
+        return self.decoder.embed_tokens.weight[self.config.start_token_id].expand(*shape, -1)
+
+    def block_embeds(self, codes: torch.Tensor) -> torch.Tensor:
+        """S and the codes of every block: `(B, blocks, 2 F, lanes * Q)` -> `(B, blocks, 2 F + 1, H)`."""
+        acoustic = self.embed_codes(codes[:, :, 0::2], ACOUSTIC)
+        semantic = self.embed_codes(codes[:, :, 1::2], SEMANTIC)
+        alternating = torch.stack((acoustic, semantic), dim=3).flatten(2, 3)
+        return torch.cat((self.start_embeds(*codes.shape[:2], 1), alternating), dim=2)
+
+    def prefix_embeds(self, prefix: torch.Tensor) -> torch.Tensor:
+        """`<mix>` and the prefix: `(B, P, H)` -> `(B, 1 + P, H)`."""
+        mix = self.decoder.embed_tokens.weight[self.config.mix_token_id].expand(len(prefix), 1, -1)
+        return torch.cat((mix, prefix), dim=1)
+
+    def forward(
+        self,
+        input_features: torch.Tensor | None = None,
+        input_values: torch.Tensor | None = None,
+        audio_codes: torch.Tensor | None = None,
+    ) -> MssOutput:
+        """Teacher forcing.
+
+        Args:
+            input_features, input_values: the mixture, see `encode_mixture`.
+            audio_codes: `(B, stems, 2 F, Q)` int64, acoustic and semantic codes alternating.
+
+        Raises:
+            ValueError: `audio_codes` are missing or do not fit the mixture.
+        """
+        prefix = self.encode_mixture(input_features, input_values)
+        num_frames = self.num_code_frames(prefix)
+        expected = (len(prefix), len(self.config.stems), 2 * num_frames, self.config.num_codebooks)
+        if audio_codes is None or tuple(audio_codes.shape) != expected:
+            raise ValueError(
+                f"`audio_codes` must have shape (batch, stems, 2 x code frames, codebooks) = {expected} for this "
+                f"mixture, got {None if audio_codes is None else tuple(audio_codes.shape)}. To separate, use `generate`."
+            )
+        blocks = self.block_embeds(self.to_blocks(audio_codes))
+        blocks = blocks + self.position_embeds(prefix, blocks.shape[1])
+        embeds = torch.cat((self.prefix_embeds(prefix), blocks.flatten(1, 2)), dim=1)
+        hidden_states = self.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        hidden_states = hidden_states[:, 1 + prefix.shape[1] :].unflatten(1, blocks.shape[1:3])
+
+        # (B, blocks, positions, lanes, Q, classes) -> (B, stems, positions, Q, classes)
+        acoustic, semantic = (
+            self.code_logits(hidden_states[:, :, path::2], path).transpose(2, 3).flatten(1, 2)
+            for path in (ACOUSTIC, SEMANTIC)
+        )
+        logits = acoustic.new_full((*acoustic.shape[:2], 2 * num_frames + 1, *acoustic.shape[3:]), float("-inf"))
+        logits[:, :, 0::2] = acoustic
+        logits[:, :, 1::2, :, : self.config.codebook_size] = semantic
+
+        end = audio_codes.new_full((*expected[:2], 1, expected[-1]), self.config.end_code)
+        acoustic_labels = torch.cat((audio_codes[:, :, 0::2], end), dim=2)
+        acoustic_losses, acoustic_hits = self._score(acoustic, acoustic_labels)
+        semantic_losses, semantic_hits = self._score(semantic, audio_codes[:, :, 1::2])
+        num_positions = len(prefix) * (2 * num_frames + 1)
+        codebook_losses = (acoustic_losses + semantic_losses) / num_positions
+        weights = torch.tensor(self.config.codebook_loss_weights, device=codebook_losses.device)
+        return MssOutput(
+            loss=(weights * codebook_losses.mean(dim=0)).sum(),
+            logits=logits,
+            codebook_losses=codebook_losses.detach(),
+            codebook_accuracies=(acoustic_hits + semantic_hits) / num_positions,
+        )
+
+    def _score(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sums over batch and positions of label-smoothed cross-entropy and of hits, each `(stems, Q)`, in float32."""
+        losses = functional.cross_entropy(
+            logits.flatten(0, -2).float(),
+            labels.flatten(),
+            label_smoothing=self.config.label_smoothing,
+            reduction="none",
+        )
+        hits = logits.detach().argmax(dim=-1) == labels
+        return losses.view(labels.shape).sum(dim=(0, 2)), hits.sum(dim=(0, 2)).float()
+
+
+__all__ = ["MssForConditionalGeneration"]

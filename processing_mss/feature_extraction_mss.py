@@ -1,0 +1,131 @@
+"""Log-mel features of the mixture, as the paper has them (section 3.2), in torch on any device."""
+
+import functools
+
+import numpy as np
+import torch
+from transformers import SequenceFeatureExtractor
+from transformers.audio_utils import mel_filter_bank
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.utils import logging
+
+from .resampling_mss import resample
+
+logger = logging.get_logger(__name__)
+
+
+@functools.lru_cache(maxsize=8)
+def _mel_filters(n_fft: int, num_mel_bins: int, sampling_rate: int) -> torch.Tensor:
+    filters = mel_filter_bank(n_fft // 2 + 1, num_mel_bins, 0, sampling_rate / 2, sampling_rate, mel_scale="htk")
+    return torch.from_numpy(filters).float()  # (n_fft / 2 + 1, num_mel_bins)
+
+
+def log_mel_spectrogram(
+    waveform: torch.Tensor,
+    sampling_rate: int = 48000,
+    n_fft: int = 2048,
+    hop_length: int = 960,
+    num_mel_bins: int = 120,
+) -> torch.Tensor:
+    """log(mel + 1e-10) of the magnitude spectrogram; the one function that the extractor and training use.
+
+    Hann window, HTK mel scale without area normalisation from 0 Hz to half the rate, `(n_fft - hop_length) / 2` samples
+    of reflection on both sides: T samples give exactly T / hop_length frames.
+
+    Args:
+        waveform: `(..., T)` float; T a multiple of `hop_length`, at least `n_fft`.
+
+    Returns:
+        `(..., T / hop_length, num_mel_bins)` float32.
+
+    Raises:
+        ValueError: T is too short or no multiple.
+    """
+    num_samples = waveform.shape[-1]
+    if num_samples % hop_length or num_samples < n_fft:
+        raise ValueError(f"Need a multiple of {hop_length} samples and at least {n_fft}, got {num_samples}.")
+    margin = (n_fft - hop_length) // 2
+    padded = torch.nn.functional.pad(waveform.float().reshape(-1, num_samples), (margin, margin), mode="reflect")
+    window = torch.hann_window(n_fft, device=waveform.device)
+    spectrum = torch.stft(padded, n_fft, hop_length, window=window, center=False, return_complex=True)
+    filters = _mel_filters(n_fft, num_mel_bins, sampling_rate).to(waveform.device)
+    mel = spectrum.abs().transpose(1, 2) @ filters
+    return (mel + 1e-10).log().view(*waveform.shape[:-1], -1, num_mel_bins)
+
+
+class MssFeatureExtractor(SequenceFeatureExtractor):
+    r"""
+    Mono windows at 48 kHz -> what the conditional encoder reads.
+
+    Args:
+        feature_size (`int`): log-mel bands.
+        sampling_rate (`int`): rate of the input in hertz (Hz).
+        n_fft (`int`), hop_length (`int`): STFT window and stride, in samples.
+        features (`str`): `"log_mel"` gives `input_features` `(W, T / hop_length, feature_size)`; `"waveform"` gives
+            `input_values` `(W, T / 3)`, resampled to `waveform_rate`, for the HuBERT of ablation A1.
+        waveform_rate (`int`): rate of `input_values` in hertz (Hz).
+    """
+
+    model_input_names = ["input_features"]
+
+    def __init__(
+        self,
+        feature_size: int = 120,
+        sampling_rate: int = 48000,
+        padding_value: float = 0.0,
+        n_fft: int = 2048,
+        hop_length: int = 960,
+        features: str = "log_mel",
+        waveform_rate: int = 16000,
+        **kwargs,
+    ):
+        if features not in ("log_mel", "waveform"):
+            raise ValueError(f"`features` must be 'log_mel' or 'waveform', got {features!r}.")
+        super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+        self.n_fft = n_fft
+        self.hop_length = hop_length
+        self.features = features
+        self.waveform_rate = waveform_rate
+        self.model_input_names = ["input_features" if features == "log_mel" else "input_values"]
+
+    def __call__(
+        self,
+        raw_audio: np.ndarray | torch.Tensor | list,
+        sampling_rate: int | None = None,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """Features of one mono window `(T,)` or of several `(W, T)`; the batch axis is always there.
+
+        T is padded with zeros to whole frames.
+
+        Raises:
+            ValueError: the rate is not the extractor's, or the shape is not one of the two above.
+        """
+        if sampling_rate is None:
+            logger.warning(
+                "It is strongly recommended to pass the `sampling_rate` argument: audio at another rate than "
+                f"{self.sampling_rate} Hz would give wrong features without an error."
+            )
+        elif sampling_rate != self.sampling_rate:
+            raise ValueError(
+                f"{type(self).__name__} reads audio at {self.sampling_rate} Hz, got {sampling_rate} Hz. "
+                "`MssProcessor` takes any rate."
+            )
+        if not isinstance(raw_audio, torch.Tensor):
+            raw_audio = torch.from_numpy(np.asarray(raw_audio, dtype=np.float32))
+        if raw_audio.dim() not in (1, 2) or raw_audio.shape[-1] == 0:
+            raise ValueError(f"Audio must have shape (samples,) or (windows, samples), got {tuple(raw_audio.shape)}.")
+        windows = torch.atleast_2d(raw_audio.float())
+        num_samples = max(windows.shape[-1] + -windows.shape[-1] % self.hop_length, self.n_fft)
+        num_samples += -num_samples % self.hop_length
+        windows = torch.nn.functional.pad(windows, (0, num_samples - windows.shape[-1]), value=self.padding_value)
+        if self.features == "waveform":
+            inputs = resample(windows, self.sampling_rate, self.waveform_rate)
+        else:
+            inputs = log_mel_spectrogram(windows, self.sampling_rate, self.n_fft, self.hop_length, self.feature_size)
+        if return_tensors == "np":
+            inputs = inputs.cpu().numpy()
+        return BatchFeature({self.model_input_names[0]: inputs})
+
+
+__all__ = ["MssFeatureExtractor", "log_mel_spectrogram"]

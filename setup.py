@@ -1,0 +1,43 @@
+"""Packaging of mss-lm; tool settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+EXTRAS = {
+    "train": ["accelerate>=1.15", "datasets>=5.2", "torchaudio>=2.11,<2.12", "tensorboard"],
+    "dev": ["hypothesis", "pytest", "ruff>=0.17,<0.18", "scipy", "stempeg"],
+}
+EXTRAS["all"] = sorted({requirement for requirements in EXTRAS.values() for requirement in requirements})
+
+setup(
+    name="mss-lm",
+    version="0.1.0",
+    description="Generative music source separation: a language model writes codec tokens of vocals, drums, bass, other",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=["modeling_mss", "processing_mss", "pretrained_mss", "commands_mss"],
+    py_modules=["mss_lm", "torchaudio_guard_mss"],
+    package_data={"pretrained_mss": ["*.json", "*.safetensors", "*.md"]},
+    install_requires=[
+        "torch>=2.11,<2.14",
+        "transformers>=5.17,<6",
+        "huggingface_hub",
+        "safetensors",
+        "numpy",
+        "soundfile",
+        "av",
+        "tqdm",
+        "pyyaml",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["mss-lm = commands_mss.main:main"]},
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Multimedia :: Sound/Audio",
+    ],
+)
