@@ -13,7 +13,7 @@ EXTRAS["all"] = sorted({requirement for requirements in EXTRAS.values() for requ
 setup(
     name="mss-lm",
     version="0.1.0",
-    description="Generative music source separation: a language model writes codec tokens of vocals, drums, bass, other",
+    description="Generative music source separation: a language model writes the codec tokens of four stems",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -16,8 +16,12 @@ AUDIO_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".aa
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="audio files (wav, flac, mp3, ogg, m4a, ...) or folders")
-    parser.add_argument("--model", help="folder or Hub id of a separator (default: the one that ships with the package)")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="audio files (wav, flac, mp3, ogg, m4a, ...) or folders"
+    )
+    parser.add_argument(
+        "--model", help="folder or Hub id of a separator (default: the one that ships with the package)"
+    )
     parser.add_argument("--output_dir", type=Path, default=Path("separated"), help="default: %(default)s")
     parser.add_argument("--stems", nargs="+", metavar="STEM", help="stems to write (default: all); vocals come first")
     parser.add_argument("--format", choices=["wav", "flac", "mp3"], default="wav", help="default: %(default)s")
@@ -28,10 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser):
         "--filename", default="{track}/{stem}.{ext}", help="pattern below the output folder (default: %(default)s)"
     )
     parser.add_argument("--window_s", type=float, help="length of a window in seconds (default: the model's, 4)")
-    parser.add_argument("--overlap", type=float, help="share of a window that is cross-faded (default: the model's, 0.1)")
+    parser.add_argument(
+        "--overlap", type=float, help="share of a window that is cross-faded (default: the model's, 0.1)"
+    )
     parser.add_argument("--batch_size", type=int, default=16, help="windows generated at once (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
-    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="of weights")
+    parser.add_argument(
+        "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="of weights"
+    )
     parser.add_argument("--do_sample", action="store_true", help="draw codes instead of taking the most likely ones")
     parser.add_argument("--temperature", type=float, help="with --do_sample: below 1 is more careful")
     parser.add_argument("--top_k", type=int, help="with --do_sample: draw among the k most likely")
@@ -41,13 +49,17 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(options: argparse.Namespace) -> int:
     # Imported here so that `--help` answers at once.
-    import mss_lm  # noqa: F401  (registers the task)
     from tqdm import tqdm
     from transformers import pipeline
 
+    import mss_lm  # noqa: F401  (registers the task)
+    from processing_mss import DEFAULT_MODEL
+
     try:
         songs = find_songs(options.inputs)
-        pipe = pipeline("audio-source-separation", model=options.model, device=options.device, dtype=options.dtype)
+        pipe = pipeline(
+            "audio-source-separation", model=options.model or DEFAULT_MODEL, device=options.device, dtype=options.dtype
+        )
     except (ValueError, OSError) as error:
         return fail(error)
 
@@ -106,9 +118,7 @@ def write_stems(stems: list[dict], song: Path, options: argparse.Namespace) -> l
     from processing_mss import write_audio
 
     try:
-        names = [
-            options.filename.format(track=song.stem, stem=stem["label"], ext=options.format) for stem in stems
-        ]
+        names = [options.filename.format(track=song.stem, stem=stem["label"], ext=options.format) for stem in stems]
     except (KeyError, IndexError) as error:
         raise ValueError(f"--filename may hold {{track}}, {{stem}} and {{ext}}, got {options.filename!r}.") from error
     if len(set(names)) < len(names):

@@ -3,7 +3,9 @@
 Importing this package registers the models with transformers' Auto classes.
 """
 
-import torchaudio_guard_mss  # noqa: F401, I001  (before transformers)
+import torchaudio_guard_mss  # noqa: F401  (has to run before transformers)
+
+# isort: split
 from transformers import AutoConfig, AutoModel
 
 from .configuration_hcodec import HCodecConfig

@@ -168,7 +168,9 @@ class MssConfig(PreTrainedConfig):
                 f"got {len(self.codebook_loss_weights)}."
             )
         if self.track_embeddings and self.track_generation == "parallel":
-            raise ValueError("`track_embeddings` needs `track_generation='sequential'`: parallel tracks share positions.")
+            raise ValueError(
+                "`track_embeddings` needs `track_generation='sequential'`: parallel tracks share positions."
+            )
 
 
 def _require_one_of(config: PreTrainedConfig, name: str, allowed: tuple):

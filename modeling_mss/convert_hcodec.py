@@ -59,7 +59,7 @@ def convert_upstream_config(upstream: dict, hubert_config: HubertConfig | None =
     """Published configuration (the parsed YAML) -> `HCodecConfig`.
 
     Args:
-        upstream: sections `encoder_config`, `decoder_config`, ... as published; `encoder`, `decoder`, ... are taken too.
+        upstream: sections `encoder_config`, `decoder_config`, ... as published; `encoder`, ... are taken too.
         hubert_config: configuration of the HuBERT to embed; without it the codec has none inside.
 
     Raises:
@@ -74,7 +74,7 @@ def convert_upstream_config(upstream: dict, hubert_config: HubertConfig | None =
     latent_size = quantizer["dim"]
     sampling_rate = upstream.get("sampling_rate", 48000)
 
-    _require(not encoder["causal"] and not decoder["causal"], "only codecs that are not causal are supported")
+    _require(not encoder.get("causal") and not decoder.get("causal"), "only codecs that are not causal are supported")
     _require(encoder["dimension"] == latent_size, "the encoder's `dimension` must equal the quantizer's `dim`")
     _require(semantic_encoder["out_channels"] == latent_size, "the semantic encoder must end at the quantizer's `dim`")
     _require(semantic_decoder["code_dim"] == latent_size, "the semantic decoder must start at the quantizer's `dim`")
@@ -127,7 +127,9 @@ def convert_upstream_state_dict(state_dict: dict[str, torch.Tensor]) -> dict[str
     return converted
 
 
-def convert(checkpoint: str | Path, config: str | Path, output_dir: str | Path, hubert: str | None = None) -> HCodecModel:
+def convert(
+    checkpoint: str | Path, config: str | Path, output_dir: str | Path, hubert: str | None = None
+) -> HCodecModel:
     """Read, convert, check that every entry finds its place, and save.
 
     Raises:
@@ -167,7 +169,9 @@ def main():
     arguments = parser.parse_args()
     codec = convert(arguments.checkpoint, arguments.config, arguments.output_dir, arguments.hubert)
     parameters = sum(parameter.numel() for parameter in codec.parameters())
-    print(f"{arguments.output_dir}: {parameters / 1e6:.1f} M parameters, {codec.config.frame_rate} code frames a second")
+    print(
+        f"{arguments.output_dir}: {parameters / 1e6:.1f} M parameters, {codec.config.frame_rate} code frames a second"
+    )
 
 
 if __name__ == "__main__":

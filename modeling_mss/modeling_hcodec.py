@@ -144,7 +144,11 @@ class HCodecEncoder(nn.Module):
         )
         self.final_norm = nn.LayerNorm(hidden_size, eps=1e-6)
         self.out = nn.Conv1d(
-            hidden_size, config.latent_size, kernel_size=2 * config.stride + 1, stride=config.stride, padding=config.stride
+            hidden_size,
+            config.latent_size,
+            kernel_size=2 * config.stride + 1,
+            stride=config.stride,
+            padding=config.stride,
         )
 
     def forward(self, waveform):
@@ -308,7 +312,7 @@ class HubertFeatures(nn.Module):
         super().__init__()
         self.padding = padding
         self.hubert = HubertModel(config)
-        self.requires_grad_(False)
+        self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True):
         return super().train(False)  # frozen: no dropout, no layer drop, no masking
@@ -425,9 +429,7 @@ class HCodecModel(PreTrainedAudioTokenizerBase):
         return self.encoder(input_values), semantic_latents, semantic_features
 
     @torch.no_grad()
-    def encode(
-        self, input_values: torch.Tensor, semantic_features: torch.Tensor | None = None
-    ) -> HCodecEncoderOutput:
+    def encode(self, input_values: torch.Tensor, semantic_features: torch.Tensor | None = None) -> HCodecEncoderOutput:
         """Waveform `(B, T)` -> codes, each `(B, Q, ceil(T / 3840))`. Arguments as in `encode_latents`."""
         acoustic_latents, semantic_latents, _ = self.encode_latents(input_values, semantic_features)
         return HCodecEncoderOutput(
@@ -452,9 +454,7 @@ class HCodecModel(PreTrainedAudioTokenizerBase):
         latents = torch.cat((acoustic_latents, semantic_latents), dim=1)
         return HCodecDecoderOutput(audio_values=self.decoder(latents.to(self.decoder.embed.weight.dtype)))
 
-    def forward(
-        self, input_values: torch.Tensor, semantic_features: torch.Tensor | None = None
-    ) -> HCodecOutput:
+    def forward(self, input_values: torch.Tensor, semantic_features: torch.Tensor | None = None) -> HCodecOutput:
         """Encode, quantize (in training mode also updating the codebooks), decode and cut back to T samples."""
         acoustic_latents, semantic_latents, semantic_features = self.encode_latents(input_values, semantic_features)
         acoustic = self.acoustic_quantizer(acoustic_latents)

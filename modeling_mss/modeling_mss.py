@@ -234,8 +234,8 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
         expected = (len(prefix), len(self.config.stems), 2 * num_frames, self.config.num_codebooks)
         if audio_codes is None or tuple(audio_codes.shape) != expected:
             raise ValueError(
-                f"`audio_codes` must have shape (batch, stems, 2 x code frames, codebooks) = {expected} for this "
-                f"mixture, got {None if audio_codes is None else tuple(audio_codes.shape)}. To separate, use `generate`."
+                f"`audio_codes` must have shape (batch, stems, 2 x frames, codebooks) = {expected} for this mixture, "
+                f"got {None if audio_codes is None else tuple(audio_codes.shape)}. To separate, use `generate`."
             )
         blocks = self.block_embeds(self.to_blocks(audio_codes))
         blocks = blocks + self.position_embeds(prefix, blocks.shape[1])

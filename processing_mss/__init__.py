@@ -6,7 +6,9 @@ transformers. The model registers itself when `modeling_mss` is imported; `impor
 
 from pathlib import Path
 
-import torchaudio_guard_mss  # noqa: F401, I001  (before transformers)
+import torchaudio_guard_mss  # noqa: F401  (has to run before transformers)
+
+# isort: split
 from transformers import AutoFeatureExtractor, AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 

@@ -32,8 +32,8 @@ class AudioWriteError(ValueError):
 def read_audio(source: str | os.PathLike | bytes) -> tuple[np.ndarray, int]:
     """Read a whole file: path, URL (http or https), or the bytes of a file.
 
-    libsndfile reads wav, flac, ogg, mp3 and more; FFmpeg (PyAV) reads the rest (m4a, mp4, ...), of several audio streams
-    the first.
+    libsndfile reads wav, flac, ogg, mp3 and more; FFmpeg (PyAV) reads the rest (m4a, mp4, ...), the first audio stream
+    of several.
 
     Returns:
         waveform `(channels, samples)` float32, and its rate in hertz (Hz).

@@ -54,7 +54,9 @@ class MssProcessor(ProcessorMixin):
         window_s = self.window_s if window_s is None else window_s
         frames = round(window_s * self.sampling_rate / self.code_hop_length)
         if frames < 1:
-            raise ValueError(f"`window_s` must be at least {self.code_hop_length / self.sampling_rate} s, got {window_s}.")
+            raise ValueError(
+                f"`window_s` must be at least {self.code_hop_length / self.sampling_rate} s, got {window_s}."
+            )
         return frames * self.code_hop_length
 
     def __call__(
@@ -75,7 +77,7 @@ class MssProcessor(ProcessorMixin):
 
         Returns:
             `input_features` `(W, 200, 120)` (or `input_values`), for the model, and what `stitch` needs:
-            `window_starts` `(W,)` in samples at the model's rate, `overlap_samples`, `gain` (the factor that was applied),
+            `window_starts` `(W,)` in samples at the model's rate, `overlap_samples`, `gain` (the factor applied),
             `num_samples` and `sampling_rate` of the mixture.
 
         Raises:

@@ -1,6 +1,6 @@
 """Write the untrained checkpoint that `pretrained_mss` holds until a trained one ships.
 
-    python -m tests.make_untrained_checkpoint pretrained_mss
+Run it as `python -m tests.make_untrained_checkpoint pretrained_mss`.
 """
 
 import shutil

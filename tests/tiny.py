@@ -1,4 +1,4 @@
-"""The tiny separator that tests, and the untrained checkpoint of the package, are built from: one place for its sizes."""
+"""The tiny models that tests, and the untrained checkpoint of the package, are built from."""
 
 import torch
 from transformers import HubertConfig

@@ -1,0 +1,52 @@
+"""Shared fixtures. Tests use no network; those that need the shared fixtures folder skip where it is absent."""
+
+import math
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+from processing_mss import AudioSourceSeparationPipeline
+from tests.tiny import tiny_model, tiny_processor
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder of fixtures and data beside the repository."""
+    path = Path(__file__).resolve().parents[2] / "shared"
+    if not path.is_dir():
+        pytest.skip(f"the shared fixtures are not beside the repository ({path.name}/ is missing)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory) -> str:
+    """A whole repository: tiny model, processor and pipeline with their code."""
+    path = tmp_path_factory.mktemp("repository")
+    AudioSourceSeparationPipeline(model=tiny_model(), processor=tiny_processor()).save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def song_path() -> Path:
+    """A real song, 44.1 kHz stereo in mp4, read from the installed stempeg package (CC BY-NC-SA: never copied)."""
+    return next(Path(find_spec("stempeg").submodule_search_locations[0]).glob("data/*.stem.mp4"))
+
+
+@pytest.fixture(scope="session")
+def four_sounds() -> torch.Tensor:
+    """Four stems of 4 s at 48 kHz, made here: a vibrato voice, noise bursts, a square bass, a chord; `(4, 192000)`."""
+    time = torch.arange(4 * 48000) / 48000
+    noise = torch.randn(len(time), generator=torch.Generator().manual_seed(0))
+    turn = 2 * math.pi * time
+    vocals = 0.2 * torch.sin(220 * turn + 3 * torch.sin(5 * turn)) * (torch.sin(0.7 * turn) > 0)
+    drums = 0.3 * noise * torch.exp(-20 * (time % 0.5))
+    bass = 0.2 * torch.sign(torch.sin(55 * turn)) * (0.5 + 0.5 * torch.cos(turn))
+    other = 0.05 * (torch.sin(440 * turn) + torch.sin(554 * turn) + torch.sin(659 * turn)) * (time % 1)
+    return torch.stack((vocals, drums, bass, other))

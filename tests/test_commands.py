@@ -1,0 +1,82 @@
+"""The command line, run as a user runs it."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from commands_mss.main import main
+
+
+@pytest.fixture
+def song(tmp_path):
+    path = tmp_path / "song.wav"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, (44100, 2)), 44100)
+    return path
+
+
+def test_separate_writes_four_files_of_the_songs_rate_and_length(song, tmp_path, model_dir, capsys):
+    assert main(["separate", str(song), "--output_dir", str(tmp_path / "out"), "--model", model_dir]) == 0
+    names = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert names == ["song/bass.wav", "song/drums.wav", "song/other.wav", "song/vocals.wav"]
+    for name in names:
+        info = soundfile.info(tmp_path / "out" / name)
+        assert (info.samplerate, info.frames, info.subtype) == (44100, 44100, "PCM_16")
+    captured = capsys.readouterr()
+    assert "song/vocals.wav" in captured.out and "404" in captured.err  # the progress bar counts steps
+
+
+def test_separate_options(song, tmp_path, model_dir):
+    arguments = ["--model", model_dir, "--output_dir", str(tmp_path / "out"), "--stems", "vocals", "--format", "flac"]
+    arguments += ["--bits", "24", "--filename", "{stem}/{track}.{ext}", "--do_sample", "--seed", "1"]
+    assert main(["separate", str(song.parent), *arguments]) == 0  # a folder
+    assert soundfile.info(tmp_path / "out" / "vocals" / "song.flac").subtype == "PCM_24"
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["song.flac"]
+
+
+def test_a_bad_file_does_not_stop_the_others_and_leaves_nothing(song, tmp_path, model_dir, capsys):
+    bad = tmp_path / "text.wav"
+    bad.write_text("not audio")
+    out = tmp_path / "out"
+    assert main(["separate", str(bad), str(song), "--output_dir", str(out), "--model", model_dir]) == 1
+    assert "error: Cannot read" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["song"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.wav"], "no such file"),
+        (["{song}", "--stems", "guitar"], "guitar"),
+        (["{song}", "--filename", "{track}.{ext}"], "put {stem} in it"),
+        (["{song}", "--filename", "{title}.wav"], "--filename may hold"),
+        (["{song}", "--format", "flac", "--bits", "32f"], "use wav"),
+        (["{empty}"], "No audio file"),
+    ],
+)
+def test_errors_are_one_line_and_leave_no_folder_behind(song, tmp_path, model_dir, capsys, arguments, message):
+    (tmp_path / "empty").mkdir()
+    places = {"song": song, "empty": tmp_path / "empty"}
+    filled = [a.format(**places) if a in ("{song}", "{empty}") else a for a in arguments]
+    out = tmp_path / "out"
+    assert main(["separate", *filled, "--output_dir", str(out), "--model", model_dir]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert message in line
+    assert not out.exists() or list(out.rglob("*")) == []
+
+
+def test_a_model_that_is_none_is_named(song, tmp_path, capsys):
+    assert main(["separate", str(song), "--model", str(tmp_path), "--output_dir", str(tmp_path / "out")]) == 1
+    assert "error" in capsys.readouterr().err
+
+
+def test_help_teaches_and_needs_no_torch():
+    code = (
+        "import sys; from commands_mss.main import main\ntry: main(['separate', '--help'])\nexcept SystemExit: pass\n"
+    )
+    code += "assert 'torch' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "mss-lm separate song.mp3" in result.stdout and "--stems" in result.stdout

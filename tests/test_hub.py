@@ -1,0 +1,146 @@
+"""Repositories: self-contained, loaded by people who do not have this package, and lossless when saved again."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoFeatureExtractor, AutoModel, AutoProcessor, pipeline
+
+import mss_lm  # noqa: F401
+from modeling_mss import MssForConditionalGeneration
+from processing_mss import AudioSourceSeparationPipeline, MssProcessor
+from tests.hub_server import serve
+from tests.tiny import tiny_codec
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# What somebody runs who has transformers but not this package; prints a checksum of the stems.
+STRANGER = """
+import sys
+import numpy as np
+from transformers import AutoModel, AutoProcessor, pipeline
+
+model_id, save_dir = sys.argv[1:]
+try:
+    import modeling_mss
+    sys.exit("the package is importable: this test would prove nothing")
+except ImportError:
+    pass
+model = AutoModel.from_pretrained(model_id, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(model_id, trust_remote_code=True)
+song = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 44100)).astype(np.float32)
+codes = model.generate(processor(song, sampling_rate=44100).input_features)
+pipe = pipeline("audio-source-separation", model=model_id, trust_remote_code=True)
+stems = pipe(song, sampling_rate=44100)
+pipe.save_pretrained(save_dir)
+print([int(codes.sum()), *[float(np.abs(stem["audio"]).sum()) for stem in stems]])
+"""
+
+
+def run_as_stranger(model_id: str, save_dir: Path, tmp_path: Path, **environment) -> list[float]:
+    """In a process that cannot see this package, from a folder of its own."""
+    script = tmp_path / "stranger.py"
+    script.write_text(STRANGER)
+    # An editable install of this package is a hook among the site packages; -S leaves it out.
+    site_packages = [path for path in sys.path if path.endswith("site-packages")]
+    environment = {
+        **{name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_ENDPOINT")},
+        "PYTHONPATH": os.pathsep.join(site_packages),
+        "HF_HOME": str(tmp_path / "hf_home"),
+        **environment,
+    }
+    command = [sys.executable, "-S", str(script), model_id, str(save_dir)]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def expected(model_dir):
+    import numpy as np
+
+    song = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 44100)).astype(np.float32)
+    pipe = pipeline("audio-source-separation", model=model_dir)
+    codes = pipe.model.generate(pipe.processor(song, sampling_rate=44100).input_features)
+    return [int(codes.sum()), *[float(np.abs(stem["audio"]).sum()) for stem in pipe(song, sampling_rate=44100)]]
+
+
+def test_a_stranger_loads_the_folder_and_what_they_save_is_whole(model_dir, expected, tmp_path):
+    first = run_as_stranger(model_dir, tmp_path / "saved", tmp_path)
+    assert first == pytest.approx(expected, rel=1e-5)
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == sorted(os.listdir(model_dir))
+    second = run_as_stranger(str(tmp_path / "saved"), tmp_path / "again", tmp_path)
+    assert second == first
+
+
+def test_a_stranger_loads_from_the_hub(model_dir, expected, tmp_path):
+    (tmp_path / "hub" / "org").mkdir(parents=True)
+    (tmp_path / "hub" / "org" / "name").symlink_to(model_dir)
+    with serve(tmp_path / "hub") as address:
+        result = run_as_stranger("org/name", tmp_path / "saved", tmp_path, HF_ENDPOINT=address, HF_HUB_OFFLINE="0")
+    assert result == pytest.approx(expected, rel=1e-5)
+
+
+def test_with_the_package_no_flag_is_needed(model_dir):
+    pipe = pipeline("audio-source-separation", model=model_dir)
+    assert type(pipe) is AudioSourceSeparationPipeline
+    assert type(pipe.model) is MssForConditionalGeneration and type(pipe.processor) is MssProcessor
+    assert type(AutoModel.from_pretrained(model_dir)) is MssForConditionalGeneration
+    assert type(AutoProcessor.from_pretrained(model_dir)) is MssProcessor
+    assert type(AutoFeatureExtractor.from_pretrained(model_dir)).__name__ == "MssFeatureExtractor"
+
+
+def test_there_is_a_default_and_it_says_that_it_is_untrained(caplog):
+    pipe = pipeline("audio-source-separation")
+    untrained = [record for record in caplog.records if "UNTRAINED" in record.getMessage()]
+    assert pipe.model.config.untrained == bool(untrained)
+
+
+def read_config(path: Path) -> dict:
+    """A saved configuration without the dtype of its parts, which transformers fills in when weights are loaded."""
+    config = json.loads(path.read_text())
+    for part in config.values():
+        if isinstance(part, dict):
+            part.pop("dtype", None)
+    return config
+
+
+@pytest.mark.parametrize("from_pipeline", [True, False])
+def test_saving_again_loses_nothing(model_dir, tmp_path, from_pipeline):
+    if from_pipeline:
+        pipeline("audio-source-separation", model=model_dir).save_pretrained(tmp_path)
+        assert sorted(os.listdir(tmp_path)) == sorted(os.listdir(model_dir))
+        for name in ("config.json", "processor_config.json", "generation_config.json"):
+            assert read_config(tmp_path / name) == read_config(Path(model_dir) / name)
+    else:
+        AutoModel.from_pretrained(model_dir).save_pretrained(tmp_path)
+    before, after = (AutoModel.from_pretrained(folder).state_dict() for folder in (model_dir, tmp_path))
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert any(key.startswith("codec.decoder.") for key in before)
+    assert not any(key.startswith(("codec.encoder.", "codec.semantic_model.")) for key in before)
+
+
+def test_a_codec_is_a_repository_of_its_own(tmp_path):
+    codec = tiny_codec()
+    codec.save_pretrained(tmp_path / "codec")
+    script = (
+        "import sys; from transformers import AutoModel;"
+        "codec = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True);"
+        "import torch; print([int(codec.encode(torch.linspace(-1, 1, 7680)[None]).acoustic_codes.sum())])"
+    )
+    (tmp_path / "stranger.py").write_text(script)
+    site_packages = [path for path in sys.path if path.endswith("site-packages")]
+    result = subprocess.run(
+        [sys.executable, "-S", str(tmp_path / "stranger.py"), str(tmp_path / "codec")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(site_packages), "HF_HOME": str(tmp_path / "hf_home")},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    expected = int(codec.encode(torch.linspace(-1, 1, 7680)[None]).acoustic_codes.sum())
+    assert json.loads(result.stdout) == [expected]
