@@ -1,0 +1,143 @@
+"""The manifest: one JSON line per song, written by every preparer and read by every dataset."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+SPLITS = ("train", "validation", "test")
+
+# What other names for stems mean. Stems that a dataset is not asked for count as "other" too.
+STEM_ALIASES = {
+    "vocals": ("vocals", "vocal", "voice", "voices", "singing", "lead_vocals", "backing_vocals", "lead", "choir"),
+    "drums": ("drums", "drum", "percussion", "drumkit", "kick", "snare", "hihat", "cymbals", "toms"),
+    "bass": ("bass", "bass_guitar", "bassline", "synth_bass", "double_bass"),
+    "other": ("other", "others", "accompaniment", "instrumental", "guitar", "guitars", "piano", "keys", "keyboard")
+    + ("synth", "strings", "brass", "organ", "pads", "fx", "melody"),
+}
+
+
+class ManifestError(ValueError):
+    """A manifest is missing, or a line of it is no song; the message names file and line."""
+
+
+@dataclass
+class Song:
+    """One song of a manifest.
+
+    Args:
+        id: unique within its manifest.
+        split: one of "train", "validation", "test".
+        stems: audio files of each stem; several files are summed, none means silence.
+        duration: in seconds (of the longest file).
+        sampling_rate: of the files, in hertz (Hz).
+        source: which corpus or preparer it comes from; datasets weigh sources by this name.
+        licence: of the audio; "unknown" if it was not said.
+        mixture: the mixture's own file, if there is one. Training sums the stems instead.
+        sha256: of the mixture or the stems' files, if it was computed.
+        confidence: how well separated stems add up to the song, 0 to 1; None for true stems.
+    """
+
+    id: str
+    split: str
+    stems: dict[str, list[str]]
+    duration: float
+    sampling_rate: int
+    source: str
+    licence: str = "unknown"
+    mixture: str | None = None
+    sha256: str | None = None
+    confidence: float | None = None
+    # Folder that relative paths start from: the manifest's own. Not written.
+    folder: Path = field(default=Path("."), compare=False)
+
+    def __post_init__(self):
+        if self.split not in SPLITS:
+            raise ValueError(f"`split` must be one of {list(SPLITS)}, got {self.split!r}.")
+        if self.duration <= 0 or self.sampling_rate <= 0:
+            raise ValueError(f"Need a positive duration and sampling rate, got {self.duration}, {self.sampling_rate}.")
+
+    def paths(self, stem: str) -> list[Path]:
+        """Files of a stem, empty for silence."""
+        return [self.folder / path for path in self.stems.get(stem, [])]
+
+    def to_json(self) -> str:
+        values = asdict(self)
+        values.pop("folder")
+        return json.dumps({name: value for name, value in values.items() if value is not None}, ensure_ascii=False)
+
+
+def canonical_stem(name: str) -> str | None:
+    """The stem that a file or folder name means ("Lead Vocals" -> "vocals"), or None if no alias fits."""
+    name = name.strip().lower().replace(" ", "_").replace("-", "_")
+    for stem, aliases in STEM_ALIASES.items():
+        if name in aliases or name.rstrip("0123456789_") in aliases:
+            return stem
+    return None
+
+
+def read_manifest(path: str | os.PathLike) -> list[Song]:
+    """Songs of a manifest, or of all manifests (`*.jsonl`) of a folder, as sharded preparers write them.
+
+    Raises:
+        ManifestError: nothing there, or a line that is no song.
+    """
+    path = Path(path)
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise ManifestError(f"No manifest at {path}: expected a .jsonl file, or a folder with some.")
+    songs = []
+    for file in files:
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+            if not line.strip():
+                continue
+            try:
+                songs.append(Song(**json.loads(line), folder=file.parent))
+            except (TypeError, ValueError) as error:
+                raise ManifestError(f"{file}, line {number}: {error}") from error
+    return songs
+
+
+class ManifestWriter:
+    """Appends songs to a manifest, one whole line at a time, so that a killed run can go on where it stopped.
+
+    Songs that are already there are known by `id in writer`. A last line that was cut off by a kill is dropped.
+
+    Args:
+        path: the manifest; its folder is made. Paths of songs below that folder are written relative to it.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._drop_unfinished_line()
+        songs = read_manifest(self.path) if self.path.exists() else []
+        self.ids = {song.id for song in songs}
+
+    def __contains__(self, song_id: str) -> bool:
+        return song_id in self.ids
+
+    def add(self, song: Song):
+        """Write a song; it counts as finished from here on. Raises ValueError if its id is already there."""
+        if song.id in self.ids:
+            raise ValueError(f"The manifest {self.path} already has a song {song.id!r}.")
+        song.stems = {stem: [self._relative(path) for path in paths] for stem, paths in song.stems.items()}
+        song.mixture = self._relative(song.mixture) if song.mixture else None
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(song.to_json() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.ids.add(song.id)
+
+    def _relative(self, path: str | os.PathLike) -> str:
+        path, folder = Path(path).resolve(), self.path.parent.resolve()
+        return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+
+    def _drop_unfinished_line(self):
+        if not self.path.exists():
+            return
+        content = self.path.read_bytes()
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            with open(self.path, "r+b") as file:
+                file.truncate(end)
