@@ -16,6 +16,7 @@ from .audio_io_mss import AudioReadError, AudioWriteError, read_audio, write_aud
 from .feature_extraction_mss import MssFeatureExtractor, log_mel_spectrogram
 from .pipeline_mss import AudioSourceSeparationPipeline
 from .processing_mss import MssProcessor
+from .resampling_mss import resample
 
 # The checkpoint that ships with the package lies beside this folder, installed or not.
 DEFAULT_MODEL = str(Path(__file__).resolve().parent.parent / "pretrained_mss")
@@ -43,5 +44,6 @@ __all__ = [
     "MssProcessor",
     "log_mel_spectrogram",
     "read_audio",
+    "resample",
     "write_audio",
 ]

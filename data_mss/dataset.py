@@ -1,0 +1,147 @@
+"""Training crops from manifests, as a map-style dataset."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from .audio_files import default_cache_dir, read_piece
+from .manifest import Song, read_manifest
+
+SILENCE_RMS = 1e-3  # -60 dBFS: a crop whose mixture is quieter is drawn again
+MAX_ATTEMPTS = 10
+
+
+class StemDataset(Dataset):
+    """Random crops of the songs of manifests.
+
+    Crop `index` of epoch `epoch` depends on (seed, epoch, index) alone: neither the number of workers and processes nor
+    the order of reading changes it.
+
+    Args:
+        manifests: a manifest (file or folder of them), several, or songs.
+        stems: names and order of the axis S. Stems of a song that are not asked for count as "other", if that is.
+        split: "train", "validation" or "test".
+        crop_s: length in seconds.
+        sampling_rate: in hertz (Hz).
+        epoch_size: crops of an epoch; as many as cover the songs once if not given.
+        remix_probability: share of crops whose stems come from different songs and times.
+        source_weights: how often each `source` is drawn, relative to the others; in proportion to duration if not
+            given. Within a source, songs are drawn in proportion to their durations.
+        min_confidence: leave out separated songs whose stems add up worse than this.
+        seed: of all draws.
+        cache_dir: where formats that do not seek well are packed.
+
+    Raises:
+        ValueError: no song of the split, unknown sources in `source_weights`, or impossible values.
+    """
+
+    def __init__(
+        self,
+        manifests: str | os.PathLike | Iterable[str | os.PathLike | Song],
+        stems: Iterable[str] = ("vocals", "drums", "bass", "other"),
+        split: str = "train",
+        crop_s: float = 4.0,
+        sampling_rate: int = 48000,
+        epoch_size: int | None = None,
+        remix_probability: float = 0.0,
+        source_weights: dict[str, float] | None = None,
+        min_confidence: float | None = None,
+        seed: int = 0,
+        cache_dir: str | os.PathLike | None = None,
+    ):
+        if not 0 <= remix_probability <= 1 or crop_s <= 0:
+            raise ValueError(f"Need 0 <= remix_probability <= 1 and crop_s > 0, got {remix_probability}, {crop_s}.")
+        self.stems = list(stems)
+        self.sampling_rate = sampling_rate
+        self.num_samples = round(crop_s * sampling_rate)
+        self.remix_probability = remix_probability
+        self.seed = seed
+        self.cache_dir = Path(cache_dir or default_cache_dir())
+        self.songs = [song for song in _all_songs(manifests) if song.split == split]
+        if min_confidence is not None:
+            self.songs = [song for song in self.songs if song.confidence is None or song.confidence >= min_confidence]
+        if not self.songs:
+            raise ValueError(f"No song of split {split!r} in {manifests}.")
+        self.shares = _shares(self.songs, source_weights)
+        duration = sum(song.duration for song in self.songs)
+        self.epoch_size = epoch_size or max(1, round(duration / crop_s))
+        # Shared memory: workers that outlive an epoch see the new number.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        # A remixed stem comes from songs that have it.
+        self._shares_of = {}
+        for stem in self.stems:
+            has_stem = np.array([bool(self._paths(song, stem)) for song in self.songs])
+            shares = self.shares * has_stem
+            self._shares_of[stem] = shares / shares.sum() if shares.sum() > 0 else None
+
+    def set_epoch(self, epoch: int):
+        """Draw other crops: to be called before every epoch."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return self.epoch_size
+
+    def __getitem__(self, index: int) -> dict:
+        """A crop: `stems` `(S, T)` float32, `mixture` `(T,)` their sum, `song_ids`, one per stem.
+
+        It is drawn again while its mixture is silent, ten times at most.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"Crop {index} of {len(self)}.")
+        rng = np.random.default_rng([self.seed, int(self._epoch), index])
+        for _ in range(MAX_ATTEMPTS):
+            stems, song_ids = self._draw(rng)
+            mixture = stems.sum(dim=0)
+            if mixture.square().mean().sqrt() > SILENCE_RMS:
+                break
+        return {"stems": stems, "mixture": mixture, "song_ids": song_ids}
+
+    def _draw(self, rng: np.random.Generator) -> tuple[torch.Tensor, list[str]]:
+        song, start_s = self._draw_place(rng, self.shares)
+        places = [(song, start_s)] * len(self.stems)
+        if rng.random() < self.remix_probability:
+            shares = [self._shares_of[stem] for stem in self.stems]
+            places = [(song, start_s) if share is None else self._draw_place(rng, share) for share in shares]
+        stems = torch.zeros(len(self.stems), self.num_samples)
+        for row, stem, (source, start) in zip(stems, self.stems, places):
+            for path in self._paths(source, stem):
+                row += read_piece(path, start, self.num_samples, self.sampling_rate, self.cache_dir)
+        return stems, [source.id for source, _ in places]
+
+    def _draw_place(self, rng: np.random.Generator, shares: np.ndarray) -> tuple[Song, float]:
+        song = self.songs[rng.choice(len(self.songs), p=shares)]
+        return song, rng.uniform(0, max(0.0, song.duration - self.num_samples / self.sampling_rate))
+
+    def _paths(self, song: Song, stem: str) -> list[Path]:
+        if stem != "other":
+            return song.paths(stem)
+        return [path for name in song.stems if name == "other" or name not in self.stems for path in song.paths(name)]
+
+
+def _all_songs(manifests) -> list[Song]:
+    if isinstance(manifests, (str, os.PathLike)):
+        return read_manifest(manifests)
+    songs = []
+    for item in manifests:
+        songs += [item] if isinstance(item, Song) else read_manifest(item)
+    return songs
+
+
+def _shares(songs: list[Song], source_weights: dict[str, float] | None) -> np.ndarray:
+    """Probability of each song, `(songs,)`."""
+    durations = np.array([song.duration for song in songs])
+    if source_weights is None:
+        return durations / durations.sum()
+    sources = np.array([song.source for song in songs])
+    unknown = set(source_weights) - set(sources)
+    if unknown or not any(source_weights.values()):
+        raise ValueError(f"`source_weights` names {sorted(unknown)}; the songs come from {sorted(set(sources))}.")
+    shares = np.zeros(len(songs))
+    for source, weight in source_weights.items():
+        of_source = sources == source
+        shares[of_source] = weight * durations[of_source] / durations[of_source].sum()
+    return shares / shares.sum()

@@ -1,0 +1,82 @@
+"""Folders of stems, one folder a song -> manifest."""
+
+import os
+from pathlib import Path
+
+from .audio_files import AUDIO_SUFFIXES, probe_audio
+from .manifest import SPLITS, ManifestWriter, Song, canonical_stem
+from .preparing import PrepareReport, prepare_songs
+
+SPLIT_FOLDERS = {
+    "train": "train",
+    "valid": "validation",
+    "validation": "validation",
+    "val": "validation",
+    "test": "test",
+}
+
+
+def prepare_stem_folders(
+    input_dir: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    split: str = "train",
+    validation_songs: tuple[str, ...] = (),
+    source: str = "stems",
+    licence: str = "unknown",
+) -> PrepareReport:
+    """Write `output_dir/manifest.jsonl` for folders `song/vocals.*`, `song/drums.*`, `song/bass.*`, `song/other.*`.
+
+    Other names are mapped by `manifest.STEM_ALIASES` (guitar, piano, ... to other); several files of one stem are
+    summed; a missing stem is silence. `mixture.*` or `mix.*` is the mixture. Songs below `train/`, `valid/` or `test/`
+    get that split.
+
+    Args:
+        split: of songs that lie in no such folder.
+        validation_songs: names of song folders that go to validation, wherever they lie.
+
+    Raises:
+        ValueError: no song folder, or an unknown split.
+    """
+    input_dir = Path(input_dir)
+    if split not in SPLITS:
+        raise ValueError(f"`split` must be one of {list(SPLITS)}, got {split!r}.")
+    folders = sorted({path.parent for path in input_dir.rglob("*") if _role(path)})
+    if not folders:
+        raise ValueError(f"No stems below {input_dir}: expected <song>/vocals.wav, drums.wav, bass.wav, other.wav.")
+    jobs = []
+    for folder in folders:
+        song_id = folder.relative_to(input_dir).as_posix() if folder != input_dir else folder.resolve().name
+        song_split = SPLIT_FOLDERS.get(song_id.split("/")[0].lower(), split) if "/" in song_id else split
+        song_split = "validation" if folder.name in validation_songs else song_split
+        jobs.append((song_id, lambda f=folder, i=song_id, s=song_split: _from_folder(f, i, s, source, licence)))
+    return prepare_songs(ManifestWriter(Path(output_dir) / "manifest.jsonl"), jobs, "stems", total=len(jobs))
+
+
+def _role(path: Path) -> str | None:
+    """What a file is: a stem, "mixture", or None."""
+    if path.suffix.lower() not in AUDIO_SUFFIXES:
+        return None
+    return "mixture" if path.stem.lower() in ("mixture", "mix") else canonical_stem(path.stem)
+
+
+def _from_folder(folder: Path, song_id: str, split: str, source: str, licence: str) -> Song:
+    stems, infos, mixture = {}, [], None
+    for path in sorted(folder.iterdir()):
+        role = _role(path)
+        if role == "mixture":
+            mixture = str(path)
+        elif role:
+            infos.append(probe_audio(path))
+            stems.setdefault(role, []).append(str(path))
+    if not stems:
+        raise ValueError(f"{folder} holds a mixture but no stems.")
+    return Song(
+        id=song_id,
+        split=split,
+        stems=stems,
+        mixture=mixture,
+        duration=max(info.duration for info in infos),
+        sampling_rate=max(info.sampling_rate for info in infos),
+        source=source,
+        licence=licence,
+    )

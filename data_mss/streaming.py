@@ -1,0 +1,102 @@
+"""Training crops streamed through `datasets`, for corpora that do not fit a disk.
+
+A row of such a data set is a song: `id`, and one column of audio file bytes per stem. `song_rows` makes rows of a
+manifest, so that a corpus can be written to parquet or pushed to the Hub:
+
+```python
+rows = datasets.Dataset.from_generator(song_rows, gen_kwargs={"songs": read_manifest("corpus"), "stems": (*stems,)})
+rows.push_to_hub("org/corpus")
+crops = StreamingStemDataset(datasets.load_dataset("org/corpus", split="train", streaming=True))
+```
+"""
+
+import io
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import soundfile
+import torch
+from torch.utils.data import IterableDataset
+
+from processing_mss import read_audio, resample
+
+from .manifest import Song
+
+
+def song_rows(songs: Iterable[Song], stems: Iterable[str]) -> Iterator[dict]:
+    """Rows of songs: `id`, and per stem the bytes of a file (empty for silence).
+
+    A stem that is one file goes as it is; several are summed and written as FLAC.
+    """
+    for song in songs:
+        row = {"id": song.id}
+        for stem in stems:
+            paths = song.paths(stem)
+            row[stem] = paths[0].read_bytes() if len(paths) == 1 else _summed(paths)
+        yield row
+
+
+def _summed(paths: list) -> bytes:
+    if not paths:
+        return b""
+    files = [read_audio(path) for path in paths]
+    rate = files[0][1]
+    mono = [resample(torch.from_numpy(waveform).mean(dim=0), file_rate, rate) for waveform, file_rate in files]
+    length = max(len(waveform) for waveform in mono)
+    total = sum(torch.nn.functional.pad(waveform, (0, length - len(waveform))) for waveform in mono)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, total.numpy(), rate, format="FLAC", subtype="PCM_24")
+    return buffer.getvalue()
+
+
+class StreamingStemDataset(IterableDataset):
+    """Crops of a stream of songs.
+
+    Every song is decoded once and gives `crops_per_song` crops. `rows` divides itself between the workers of a
+    DataLoader; between processes, divide it by `datasets.distributed.split_dataset_by_node` first. Order is shuffled
+    within a buffer; the crops of a song depend on (seed, epoch, id) alone.
+
+    Args:
+        rows: a `datasets.IterableDataset` of rows as above; values may also be `{"bytes": ...}`.
+        buffer_size: songs in the shuffling buffer; 1 keeps the order.
+    """
+
+    def __init__(
+        self,
+        rows,
+        stems: Iterable[str] = ("vocals", "drums", "bass", "other"),
+        crop_s: float = 4.0,
+        sampling_rate: int = 48000,
+        crops_per_song: int = 8,
+        buffer_size: int = 16,
+        seed: int = 0,
+    ):
+        self.rows = rows.shuffle(seed=seed, buffer_size=buffer_size) if buffer_size > 1 else rows
+        self.stems = list(stems)
+        self.num_samples = round(crop_s * sampling_rate)
+        self.sampling_rate = sampling_rate
+        self.crops_per_song = crops_per_song
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int):
+        """Draw other crops, in another order: to be called before every epoch."""
+        self.epoch = epoch
+        self.rows.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict]:
+        for row in self.rows:
+            stems = [self._decode(row[stem]) for stem in self.stems]
+            length = max(self.num_samples, *(len(stem) for stem in stems))
+            song = torch.stack([torch.nn.functional.pad(stem, (0, length - len(stem))) for stem in stems])
+            rng = np.random.default_rng([self.seed, self.epoch, *row["id"].encode()])
+            for start in rng.integers(0, length - self.num_samples + 1, self.crops_per_song):
+                crop = song[:, start : start + self.num_samples].clone()
+                yield {"stems": crop, "mixture": crop.sum(dim=0), "song_ids": [row["id"]] * len(self.stems)}
+
+    def _decode(self, value: bytes | dict | None) -> torch.Tensor:
+        content = value["bytes"] if isinstance(value, dict) else value
+        if not content:
+            return torch.zeros(0)
+        waveform, rate = read_audio(bytes(content))
+        return resample(torch.from_numpy(waveform).mean(dim=0), rate, self.sampling_rate)
