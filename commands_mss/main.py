@@ -3,9 +3,9 @@
 import argparse
 import sys
 
-from . import separate
+from . import prepare, separate
 
-COMMANDS = {"separate": separate}
+COMMANDS = {"separate": separate, "prepare": prepare}
 
 
 def main(arguments: list[str] | None = None) -> int:

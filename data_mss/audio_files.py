@@ -37,13 +37,9 @@ def probe_audio(path: str | os.PathLike) -> AudioInfo:
     Raises:
         AudioReadError: missing, empty, truncated, or no audio.
     """
-    path = Path(path)
-    if path.suffix.lower() not in DIRECT_SUFFIXES:
-        waveform, sampling_rate = read_audio(path)
-        _check(path, waveform)
-        return AudioInfo(waveform.shape[1] / sampling_rate, sampling_rate, len(waveform))
     import soundfile
 
+    path = Path(path)
     if not path.is_file():
         raise AudioReadError(f"Cannot read {path}: there is no such file.")
     try:
@@ -56,7 +52,11 @@ def probe_audio(path: str | os.PathLike) -> AudioInfo:
             _check(path, samples.T)
             return AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels)
     except soundfile.LibsndfileError as error:
-        raise AudioReadError(f"Cannot read {path}: {error}") from error
+        if path.suffix.lower() in DIRECT_SUFFIXES:
+            raise AudioReadError(f"Cannot read {path}: {error}") from error
+    waveform, sampling_rate = read_audio(path)  # a format that only FFmpeg knows: the whole file
+    _check(path, waveform)
+    return AudioInfo(waveform.shape[1] / sampling_rate, sampling_rate, len(waveform))
 
 
 def _check(path: Path, waveform: np.ndarray):

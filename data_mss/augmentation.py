@@ -64,12 +64,25 @@ def equalise(waveforms: torch.Tensor, gains_db: torch.Tensor, sampling_rate: int
     """
     num_samples = waveforms.shape[-1]
     length = _fft_length(num_samples + round(0.085 * sampling_rate))
-    spectrum = torch.fft.rfft(waveforms, n=length)
-    turn = torch.linspace(0, math.pi, spectrum.shape[-1], device=waveforms.device)
+    spectrum = torch.fft.rfft(waveforms, n=length) * equaliser_response(gains_db, length, sampling_rate)
+    return torch.fft.irfft(spectrum, n=length)[..., :num_samples]
+
+
+def equaliser_response(gains_db: torch.Tensor, length: int, sampling_rate: int) -> torch.Tensor:
+    """Response of the whole equaliser at the bins of an FFT of `length` samples: `(..., 7)` -> `(..., length / 2 + 1)`.
+
+    It is computed about every 2 Hz and interpolated: the narrowest band is 80 Hz wide, and a long FFT has bins every
+    0.24 Hz. `length` must be a whole number of such steps, as `_fft_length` gives it.
+    """
+    step = 2 ** max(0, math.floor(math.log2(2 * length / sampling_rate)))
+    turn = torch.linspace(0, math.pi, length // 2 // step + 1, device=gains_db.device, dtype=gains_db.dtype)
+    response = torch.ones((), device=gains_db.device)
     for band, frequency in enumerate(EQ_FREQUENCIES):
         kind = "low_shelf" if band == 0 else "high_shelf" if band == len(EQ_FREQUENCIES) - 1 else "peak"
-        spectrum = spectrum * biquad_response(kind, frequency, gains_db[..., band], turn, sampling_rate)
-    return torch.fft.irfft(spectrum, n=length)[..., :num_samples]
+        response = response * biquad_response(kind, frequency, gains_db[..., band], turn, sampling_rate)
+    parts = torch.view_as_real(response).movedim(-1, -2).flatten(0, -3)  # (N, 2, points)
+    parts = torch.nn.functional.interpolate(parts, size=length // 2 + 1, mode="linear", align_corners=True)
+    return torch.complex(parts[:, 0], parts[:, 1]).view(*gains_db.shape[:-1], -1)
 
 
 def biquad_response(

@@ -72,6 +72,19 @@ def test_a_model_that_is_none_is_named(song, tmp_path, capsys):
     assert "error" in capsys.readouterr().err
 
 
+def test_prepare_writes_a_manifest_and_reports_what_it_skips(song, tmp_path, capsys):
+    for name in ("good", "bad"):
+        (tmp_path / "songs" / name).mkdir(parents=True)
+    song.rename(tmp_path / "songs" / "good" / "vocals.wav")
+    (tmp_path / "songs" / "bad" / "drums.wav").write_text("not audio")
+    arguments = ["prepare", "stems", str(tmp_path / "songs"), "--output_dir", str(tmp_path / "out")]
+    assert main([*arguments, "--licence", "CC0-1.0"]) == 1
+    assert "1 songs written, 0 already there, 1 skipped" in capsys.readouterr().out
+    assert '"licence": "CC0-1.0"' in (tmp_path / "out" / "manifest.jsonl").read_text()
+    assert main(["prepare", "musdb18", str(tmp_path), "--output_dir", str(tmp_path / "none")]) == 1
+    assert "error: No songs in" in capsys.readouterr().err
+
+
 def test_help_teaches_and_needs_no_torch():
     code = (
         "import sys; from commands_mss.main import main\ntry: main(['separate', '--help'])\nexcept SystemExit: pass\n"
