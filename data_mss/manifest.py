@@ -88,7 +88,7 @@ def read_manifest(path: str | os.PathLike) -> list[Song]:
         raise ManifestError(f"No manifest at {path}: expected a .jsonl file, or a folder with some.")
     songs = []
     for file in files:
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
             if not line.strip():
                 continue
             try:

@@ -129,10 +129,10 @@ def test_stem_folders_with_all_that_folders_hold(tmp_path):
 def test_a_manifest_survives_a_kill_in_the_middle_of_a_line(tmp_path):
     path = tmp_path / "manifest.jsonl"
     writer = ManifestWriter(path)
-    for name in ("one", "two"):
+    for name in ("one\u2028line", "two"):  # a line separator that is none in JSON lines
         stems = {"vocals": [str(tmp_path / "audio" / f"{name}.wav")]}
         writer.add(Song(name, "train", stems, 1.0, 48000, "test"))
-    assert json.loads(path.read_text().splitlines()[0])["stems"] == {"vocals": ["audio/one.wav"]}  # relative
+    assert json.loads(path.read_text().split("\n")[0])["stems"] == {"vocals": ["audio/one\u2028line.wav"]}  # relative
     content = path.read_bytes()
     path.write_bytes(content + b'{"id": "thr')
     writer = ManifestWriter(path)
