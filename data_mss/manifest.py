@@ -9,11 +9,11 @@ SPLITS = ("train", "validation", "test")
 
 # What other names for stems mean. Stems that a dataset is not asked for count as "other" too.
 STEM_ALIASES = {
-    "vocals": ("vocals", "vocal", "voice", "voices", "singing", "lead_vocals", "backing_vocals", "lead", "choir"),
-    "drums": ("drums", "drum", "percussion", "drumkit", "kick", "snare", "hihat", "cymbals", "toms"),
-    "bass": ("bass", "bass_guitar", "bassline", "synth_bass", "double_bass"),
-    "other": ("other", "others", "accompaniment", "instrumental", "guitar", "guitars", "piano", "keys", "keyboard")
-    + ("synth", "strings", "brass", "organ", "pads", "fx", "melody"),
+    "vocals": "vocals vocal voice voices singing lead_vocals backing_vocals lead choir".split(),
+    "drums": "drums drum percussion drumkit kick snare hihat cymbals toms".split(),
+    "bass": "bass bass_guitar bassline synth_bass double_bass".split(),
+    "other": "other others accompaniment instrumental guitar guitars piano keys keyboard synth strings brass organ "
+    "pads fx melody".split(),
 }
 
 

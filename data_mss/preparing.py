@@ -1,4 +1,4 @@
-"""What all preparers share: one song after another with progress, broken ones skipped and reported, finished ones kept."""
+"""What all preparers share: songs one by one, broken ones skipped and reported, finished ones kept."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -28,8 +28,8 @@ def prepare_songs(
     """Run every job that is not in the manifest yet and add its song.
 
     Args:
-        jobs: (song id, function that makes the song and returns its entry). A job that raises ValueError or OSError is a
-            broken song: it is reported and left out, so that a later run tries it again.
+        jobs: (song id, function that makes the song and returns its entry). A job that raises ValueError or OSError
+            is a broken song: it is reported and left out, so that a later run tries it again.
     """
     report = PrepareReport()
     with tqdm(jobs, desc=description, unit="song", total=total, file=sys.stderr) as progress:

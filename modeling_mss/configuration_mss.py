@@ -45,6 +45,10 @@ class MssEncoderConfig(PreTrainedConfig):
             )
 
 
+def _as_dict(config: dict | PreTrainedConfig | None) -> dict:
+    return config.to_dict() if isinstance(config, PreTrainedConfig) else dict(config or {})
+
+
 def _paper_decoder_config() -> dict:
     return {
         "hidden_size": 2048,
@@ -106,14 +110,13 @@ class MssConfig(PreTrainedConfig):
         encoder_class = HubertConfig if self.conditional_encoder == "hubert" else MssEncoderConfig
         if not isinstance(self.encoder_config, PreTrainedConfig):
             self.encoder_config = encoder_class(**(self.encoder_config or {}))
-        if not isinstance(self.decoder_config, PreTrainedConfig):
-            # The vocabulary is the two markers of the sequence; codes have tables of their own.
-            tokens = {"vocab_size": 2, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-            self.decoder_config = LlamaConfig(**({**_paper_decoder_config(), **(self.decoder_config or {}), **tokens}))
-        codec_config = self.codec_config
-        if isinstance(codec_config, PreTrainedConfig):
-            codec_config = codec_config.to_dict()
-        self.codec_config = HCodecConfig(**({**(codec_config or {}), "decoder_only": True}))
+        decoder_config = _as_dict(self.decoder_config)
+        if "num_attention_heads" in decoder_config:
+            decoder_config.setdefault("num_key_value_heads", decoder_config["num_attention_heads"])
+        # The vocabulary is the two markers of the sequence; codes have tables of their own.
+        tokens = {"vocab_size": 2, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+        self.decoder_config = LlamaConfig(**{**_paper_decoder_config(), **decoder_config, **tokens})
+        self.codec_config = HCodecConfig(**{**_as_dict(self.codec_config), "decoder_only": True})
         self.stems = list(self.stems)
         if self.codebook_loss_weights is None:
             self.codebook_loss_weights = [2.0] + [1.0] * (self.num_codebooks - 1)

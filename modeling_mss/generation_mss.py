@@ -174,7 +174,7 @@ class MssGenerationMixin(GenerationMixin):
             `(B, len(stems), 2 F, Q)` int64, in the order asked for.
 
         Raises:
-            ValueError: unknown stems, or an input the model does not read.
+            ValueError: unknown stems, limits of sampling without sampling, or an input the model does not read.
         """
         names = list(self.config.stems)
         stems = names if stems is None else list(stems)
@@ -183,6 +183,9 @@ class MssGenerationMixin(GenerationMixin):
         settings = copy.deepcopy(generation_config or self.generation_config)
         chosen = {"do_sample": do_sample, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         settings.update(**{name: value for name, value in chosen.items() if value is not None})
+        limits = [name for name, value in chosen.items() if value is not None and name != "do_sample"]
+        if limits and not settings.do_sample:
+            raise ValueError(f"{limits} have an effect on sampling only: pass do_sample=True as well.")
         sampler = CodeSampler(settings, self.device, seed)
 
         prefix = self.encode_mixture(input_features, input_values)

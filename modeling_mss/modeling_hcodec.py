@@ -312,10 +312,11 @@ class HubertFeatures(nn.Module):
         super().__init__()
         self.padding = padding
         self.hubert = HubertModel(config)
-        self.requires_grad_(False).eval()
+        self.eval()
 
     def train(self, mode: bool = True):
-        return super().train(False)  # frozen: no dropout, no layer drop, no masking
+        # Frozen: no dropout, no layer drop, no masking. `from_pretrained` makes new parameters and then calls this.
+        return super().train(False).requires_grad_(False)
 
     @torch.no_grad()
     def forward(self, waveform):
@@ -358,6 +359,7 @@ class HCodecModel(PreTrainedAudioTokenizerBase):
     base_model_prefix = "codec"
     main_input_name = "input_values"
     input_modalities = ("audio",)
+    _keep_in_fp32_modules_strict = ["acoustic_quantizer", "semantic_quantizer"]  # rounded vectors give other codes
 
     def __init__(self, config: HCodecConfig):
         super().__init__(config)

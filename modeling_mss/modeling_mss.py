@@ -11,6 +11,7 @@ size. A block is a run of 2 F + 1 positions. In sequential generation there is o
 generation (ablation A3) one block in which every position carries all stems (`lanes`).
 """
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -82,6 +83,7 @@ class MssPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["LlamaDecoderLayer", "MssConformerBlock", "HCodecModel"]
     _supports_sdpa = True
+    _keep_in_fp32_modules_strict = HCodecModel._keep_in_fp32_modules_strict
     _supports_flash_attn = True
 
     @torch.no_grad()
@@ -118,14 +120,29 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
         num_heads = config.num_lanes * config.num_codebooks
         self.acoustic_head = nn.Linear(hidden_size, num_heads * (config.codebook_size + 1), bias=False)
         self.semantic_head = nn.Linear(hidden_size, num_heads * config.codebook_size, bias=False)
-        self.codec = HCodecModel(config.codec_config).requires_grad_(False)
+        self.codec = HCodecModel(config.codec_config)
         self.generation_config = GenerationConfig(do_sample=False)
         self.post_init()
+        self.train()
 
     def train(self, mode: bool = True):
         super().train(mode)
-        self.codec.eval()  # frozen
+        # Frozen, also after `from_pretrained`, which makes new parameters and then calls this.
+        self.codec.eval().requires_grad_(False)
         return self
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
+        """As in the base class. A repository names its pipeline exactly when it holds the pipeline's code."""
+        if os.path.isfile(os.path.join(save_directory, "pipeline_mss.py")):
+            implementation = {
+                "impl": "pipeline_mss.AudioSourceSeparationPipeline",
+                "pt": ["AutoModel"],
+                "type": "audio",
+            }
+            self.config.custom_pipelines = {"audio-source-separation": implementation}
+        elif hasattr(self.config, "custom_pipelines"):
+            del self.config.custom_pipelines
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def encode_mixture(
         self, input_features: torch.Tensor | None = None, input_values: torch.Tensor | None = None

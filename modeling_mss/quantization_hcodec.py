@@ -67,17 +67,16 @@ class HCodecCodebook(nn.Module):
     def update(self, vectors: torch.Tensor, codes: torch.Tensor):
         """One step of the moving averages, then revival of dead entries."""
         counts, sums = self._statistics(vectors, codes)
-        num_vectors = torch.tensor(float(len(vectors)), device=vectors.device)
         if _across_processes():
-            for statistic in (counts, sums, num_vectors):
-                dist.all_reduce(statistic)
+            dist.all_reduce(counts)
+            dist.all_reduce(sums)
         self.cluster_size.lerp_(counts, 1 - self.decay)
         self.embed_avg.lerp_(sums, 1 - self.decay)
         size, total, epsilon = len(counts), self.cluster_size.sum(), 1e-5
         smoothed = (self.cluster_size + epsilon) / (total + size * epsilon) * total
         self.embed.copy_(self.embed_avg / smoothed[:, None])
 
-        share = num_vectors / size  # uses of one entry if all were used alike
+        share = total / size  # an entry's moving average if all were used alike
         dead = self.cluster_size < self.dead_code_threshold * share
         candidates = vectors[torch.randint(len(vectors), (size,), device=vectors.device)]
         if _across_processes():

@@ -12,7 +12,7 @@ import torchaudio_guard_mss  # noqa: F401  (has to run before transformers)
 from transformers import AutoFeatureExtractor, AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .audio_io_mss import AudioReadError, AudioWriteError, read_audio, write_audio
+from .audio_io_mss import AudioReadError, AudioWriteError, check_format, read_audio, write_audio
 from .feature_extraction_mss import MssFeatureExtractor, log_mel_spectrogram
 from .pipeline_mss import AudioSourceSeparationPipeline
 from .processing_mss import MssProcessor
@@ -42,6 +42,7 @@ __all__ = [
     "AudioWriteError",
     "MssFeatureExtractor",
     "MssProcessor",
+    "check_format",
     "log_mel_spectrogram",
     "read_audio",
     "resample",

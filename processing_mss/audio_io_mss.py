@@ -94,6 +94,16 @@ def _read_av(file) -> tuple[np.ndarray, int]:
         return np.concatenate([frame.to_ndarray() for frame in frames], axis=1), stream.rate
 
 
+def check_format(format_name: str, bits: str):
+    """Raise AudioWriteError unless `write_audio` knows this format ("wav") with this sample format ("16")."""
+    if format_name not in FORMATS or bits not in SUBTYPES:
+        raise AudioWriteError(
+            f"Cannot write {format_name!r} with bits={bits!r}: formats are {list(FORMATS)}, bits are {list(SUBTYPES)}."
+        )
+    if format_name == "flac" and bits == "32f":
+        raise AudioWriteError("flac holds 16 or 24 bits; use wav for 32f.")
+
+
 def write_audio(path: str | os.PathLike, waveform: np.ndarray, sampling_rate: int, bits: str = "16"):
     """Write `(channels, samples)` float; the format follows the suffix (wav, flac, mp3).
 
@@ -105,12 +115,7 @@ def write_audio(path: str | os.PathLike, waveform: np.ndarray, sampling_rate: in
     """
     path = Path(path)
     format_name = path.suffix.lower().removeprefix(".")
-    if format_name not in FORMATS or bits not in SUBTYPES:
-        raise AudioWriteError(
-            f"Cannot write {path.name} with bits={bits!r}: formats are {list(FORMATS)}, bits are {list(SUBTYPES)}."
-        )
-    if format_name == "flac" and bits == "32f":
-        raise AudioWriteError("flac holds 16 or 24 bits; use wav for 32f.")
+    check_format(format_name, bits)
     subtype = "MPEG_LAYER_III" if format_name == "mp3" else SUBTYPES[bits]
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)

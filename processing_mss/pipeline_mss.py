@@ -38,9 +38,9 @@ class AudioSourceSeparationPipeline(Pipeline):
     _load_image_processor = False
     _load_video_processor = False
 
-    def __init__(self, *args, batch_size: int = 16, **kwargs):
+    def __init__(self, *args, batch_size: int | None = None, **kwargs):
         # The base class would count songs; windows are what this pipeline batches.
-        super().__init__(*args, windows_per_batch=batch_size, **kwargs)
+        super().__init__(*args, windows_per_batch=batch_size or 16, **kwargs)
         if self.model.config.untrained:
             logger.warning(
                 "The weights of this checkpoint are UNTRAINED (random): the stems will be noise, whatever the song. "
@@ -58,7 +58,8 @@ class AudioSourceSeparationPipeline(Pipeline):
             output (`str`): `"generated"`, the codec's waveform: mono, at the input's rate and length.
             batch_size (`int`): windows that are generated at once; lower it if memory is short. 16 if not given.
             window_s (`float`), overlap (`float`): window in seconds and share of it that is cross-faded.
-            do_sample, temperature, top_k, top_p, seed: see the model's `generate`.
+            do_sample, temperature, top_k, top_p, seed: see the model's `generate`. Draws are repeatable for one
+                `batch_size`.
             progress_callback (`Callable[[int, int], None]`): called with (steps done, steps in all) of the song;
                 an exception raised in it stops the separation.
 
@@ -126,7 +127,9 @@ class AudioSourceSeparationPipeline(Pipeline):
             raise ValueError(f"Songs are paths, URLs, bytes, arrays or dictionaries, got {type(inputs).__name__}.")
         return dict(self.processor(waveform, rate, window_s=window_s, overlap=overlap))
 
-    def _forward(self, model_inputs, windows_per_batch, stems=None, progress_callback=None, **generate_options):
+    def _forward(
+        self, model_inputs, windows_per_batch, stems=None, seed=None, progress_callback=None, **generate_options
+    ):
         features_name = self.processor.feature_extractor.model_input_names[0]
         features = model_inputs.pop(features_name)
         batches = features.split(windows_per_batch)
@@ -138,8 +141,10 @@ class AudioSourceSeparationPipeline(Pipeline):
                 if progress_callback is not None:
                     progress_callback(index * total + done, len(batches) * total)
 
+            # Every batch draws on its own, or windows at the same place of two batches would get the same noise.
+            batch_seed = None if seed is None else seed + index
             codes = self.model.generate(
-                **{features_name: batch}, stems=stems, step_callback=on_step, **generate_options
+                **{features_name: batch}, stems=stems, seed=batch_seed, step_callback=on_step, **generate_options
             )
             windows.append(self.processor.batch_decode(codes, self.model.codec).float())
         return {"windows": torch.cat(windows), "stems": stems, **model_inputs}
@@ -157,10 +162,6 @@ class AudioSourceSeparationPipeline(Pipeline):
         also writes the registry's default model into config.json.
         """
         os.makedirs(save_directory, exist_ok=True)
-        implementation = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
-        self.model.config.custom_pipelines = {
-            "audio-source-separation": {"impl": implementation, "pt": ["AutoModel"], "type": "audio"}
-        }
-        custom_object_save(self, save_directory)
+        custom_object_save(self, save_directory)  # beside this file the model names the pipeline in config.json
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)

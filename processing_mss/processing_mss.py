@@ -3,6 +3,8 @@
 It holds no weights: what needs the codec gets it as an argument.
 """
 
+import math
+
 import numpy as np
 import torch
 from transformers import ProcessorMixin
@@ -12,6 +14,8 @@ from .resampling_mss import resample
 from .windowing_mss import overlap_add, split_windows, window_starts
 
 MAX_CHANNELS = 32  # more "channels" than this are samples: the array is transposed
+RATE_LIMITS = (1000, 1_000_000)  # hertz (Hz)
+INTEGER_RANGES = {"int16": (0, 2**15), "int32": (0, 2**31), "uint8": (2**7, 2**7)}  # dtype: (centre, full scale)
 
 
 class MssProcessor(ProcessorMixin):
@@ -52,7 +56,7 @@ class MssProcessor(ProcessorMixin):
     def window_samples(self, window_s: float | None = None) -> int:
         """Samples of a window at the model's rate, a whole number of code frames."""
         window_s = self.window_s if window_s is None else window_s
-        frames = round(window_s * self.sampling_rate / self.code_hop_length)
+        frames = round(window_s * self.sampling_rate / self.code_hop_length) if math.isfinite(window_s) else 0
         if frames < 1:
             raise ValueError(
                 f"`window_s` must be at least {self.code_hop_length / self.sampling_rate} s, got {window_s}."
@@ -88,8 +92,8 @@ class MssProcessor(ProcessorMixin):
         if not 0 <= overlap < 1:
             raise ValueError(f"`overlap` is a share of the window, from 0 to below 1, got {overlap}.")
         mono = resample(mixture.mean(dim=0), sampling_rate, self.sampling_rate)
-        rms = mono.square().mean().sqrt()
-        gain = torch.where(rms > 1e-8, self.input_rms / rms.clamp(min=1e-8), 1.0)  # silence stays silence
+        rms = mono.double().square().mean().sqrt()
+        gain = torch.where(rms > 1e-8, self.input_rms / rms.clamp(min=1e-8), 1.0).float()  # silence stays silence
         window = self.window_samples(window_s)
         overlap_samples = round(overlap * window)
         starts = window_starts(len(mono), window, overlap_samples)
@@ -104,7 +108,7 @@ class MssProcessor(ProcessorMixin):
 
     def check_mixture(self, mixture: np.ndarray | torch.Tensor, sampling_rate: int) -> torch.Tensor:
         """Any array of audio -> `(channels, samples)` float32, or a ValueError that says what is wrong."""
-        mixture = torch.as_tensor(mixture)
+        mixture = _as_float(mixture)
         if mixture.dim() not in (1, 2) or mixture.shape[-1] == 0 or mixture.shape[0] == 0:
             raise ValueError(
                 f"Audio must have shape (samples,) or (channels, samples) and hold samples, got {tuple(mixture.shape)}."
@@ -115,11 +119,11 @@ class MssProcessor(ProcessorMixin):
                 f"Audio of shape {tuple(mixture.shape)} has more than {MAX_CHANNELS} channels; the layout is "
                 "(channels, samples): is it transposed?"
             )
-        if not isinstance(sampling_rate, (int, np.integer)) or sampling_rate <= 0:
-            raise ValueError(f"`sampling_rate` must be a positive whole number of hertz (Hz), got {sampling_rate!r}.")
-        if not mixture.is_floating_point():
-            mixture = mixture.double() / torch.iinfo(mixture.dtype).max
-        mixture = mixture.float()
+        low, high = RATE_LIMITS
+        if not isinstance(sampling_rate, (int, np.integer)) or not low <= sampling_rate <= high:
+            raise ValueError(
+                f"`sampling_rate` must be a whole number of hertz (Hz) from {low} to {high}, got {sampling_rate!r}."
+            )
         if not mixture.isfinite().all():
             raise ValueError("Audio must be finite, got NaN or infinity in it.")
         return mixture
@@ -168,6 +172,26 @@ class MssProcessor(ProcessorMixin):
         length = -(-num_samples * self.sampling_rate // sampling_rate)  # what `resample` gave
         song = overlap_add(windows, starts, overlap_samples, length) / gain
         return resample(song, self.sampling_rate, sampling_rate)[..., :num_samples]
+
+
+def _as_float(audio: np.ndarray | torch.Tensor | list) -> torch.Tensor:
+    """Floating point as it is, PCM integers with full scale 1; anything else is a ValueError."""
+    if not isinstance(audio, torch.Tensor):
+        array = np.asarray(audio)
+        if array.dtype.name not in (*INTEGER_RANGES, "float16", "float32", "float64"):
+            raise ValueError(
+                f"Audio must be floating point, or integers of type {list(INTEGER_RANGES)}, got {array.dtype}."
+            )
+        audio = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+    name = str(audio.dtype).removeprefix("torch.")
+    if name in INTEGER_RANGES:
+        centre, full_scale = INTEGER_RANGES[name]
+        return ((audio.double() - centre) / full_scale).float()
+    if not audio.is_floating_point():
+        raise ValueError(
+            f"Audio must be floating point, or integers of type {list(INTEGER_RANGES)}, got {audio.dtype}."
+        )
+    return audio.detach().float()
 
 
 __all__ = ["MssProcessor"]

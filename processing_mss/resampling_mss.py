@@ -2,18 +2,20 @@
 
 import functools
 import math
-from fractions import Fraction
 
 import torch
 
 ROLLOFF = 0.99
+ZERO_CROSSINGS = 6  # a side
+MAX_PHASES = 4096  # beyond that, filters are computed for every sample
 
 
 def resample(waveform: torch.Tensor, orig_rate: int, new_rate: int) -> torch.Tensor:
-    """Polyphase windowed-sinc resampling along the last axis, differentiable, on any device.
+    """Windowed-sinc resampling along the last axis, on any device.
 
     Hann window, 6 zero crossings a side, roll-off 0.99: the defaults of `torchaudio.functional.resample`, whose result
-    it equals for ordinary pairs of rates.
+    it equals. Pairs of rates without a large common divisor (48001 and 48000 Hz) would need as many filters as hertz;
+    those are computed sample by sample, which is slower and the same.
 
     Args:
         waveform: `(..., T)` float.
@@ -22,32 +24,54 @@ def resample(waveform: torch.Tensor, orig_rate: int, new_rate: int) -> torch.Ten
     Returns:
         `(..., ceil(T * new_rate / orig_rate))`.
     """
-    num_samples = math.ceil(waveform.shape[-1] * new_rate / orig_rate)
-    # Coprime rates would need as many filters as hertz; a denominator of 4096 is off by less than 1e-7.
-    ratio = Fraction(new_rate, orig_rate).limit_denominator(4096)
-    new, orig = ratio.numerator, ratio.denominator
-    if new == orig:
+    if orig_rate == new_rate:
         return waveform
-    width = _filter_width(orig, new)
-    kernel = _kernel(orig, new).to(waveform)
+    divisor = math.gcd(orig_rate, new_rate)
+    orig, new = orig_rate // divisor, new_rate // divisor
+    num_samples = -(-waveform.shape[-1] * new // orig)
+    signals = waveform.reshape(-1, waveform.shape[-1])
+    method = _resample_by_phases if max(orig, new) <= MAX_PHASES else _resample_by_samples
+    return method(signals, orig, new, num_samples).view(*waveform.shape[:-1], num_samples)
 
-    padded = torch.nn.functional.pad(waveform.reshape(-1, 1, waveform.shape[-1]), (width, width + orig + new))
+
+def _resample_by_phases(signals: torch.Tensor, orig: int, new: int, num_samples: int) -> torch.Tensor:
+    """`new` filters, one per position of an output sample between input samples, applied as one convolution."""
+    width = _half_width(orig, new)
+    padded = torch.nn.functional.pad(signals[:, None], (width, width + orig))
+    kernel = _kernel(orig, new).to(signals)
     phases = torch.nn.functional.conv1d(padded, kernel[:, None], stride=orig)  # (N, new, steps)
-    resampled = phases.transpose(1, 2).flatten(1)[:, :num_samples]
-    resampled = torch.nn.functional.pad(resampled, (0, num_samples - resampled.shape[-1]))
-    return resampled.view(*waveform.shape[:-1], num_samples)
+    return phases.transpose(1, 2).flatten(1)[:, :num_samples]
 
 
-def _filter_width(orig: int, new: int) -> int:
-    return math.ceil(6 * orig / (min(orig, new) * ROLLOFF))
+def _resample_by_samples(signals: torch.Tensor, orig: int, new: int, num_samples: int) -> torch.Tensor:
+    """Output sample n lies at input position n * orig / new; a block of them at a time."""
+    width = _half_width(orig, new)
+    padded = torch.nn.functional.pad(signals, (width, width + 1))
+    taps = torch.arange(-width, width + 2, device=signals.device)
+    resampled = signals.new_empty(len(signals), num_samples)
+    for first in range(0, num_samples, 2**18):
+        outputs = torch.arange(first, min(first + 2**18, num_samples), device=signals.device)
+        whole, rest = outputs * orig // new, (outputs * orig % new).double() / new
+        filters = _windowed_sinc(taps - rest[:, None], orig, new).to(signals)  # (n, taps)
+        index = (whole[:, None] + taps + width).clamp(max=padded.shape[-1] - 1)
+        resampled[:, first : first + len(outputs)] = (padded[:, index] * filters).sum(dim=-1)
+    return resampled
+
+
+def _half_width(orig: int, new: int) -> int:
+    return math.ceil(ZERO_CROSSINGS * orig / (min(orig, new) * ROLLOFF))
+
+
+def _windowed_sinc(offset: torch.Tensor, orig: int, new: int) -> torch.Tensor:
+    """Filter at offsets counted in input samples."""
+    scale = min(orig, new) * ROLLOFF / orig
+    time = (offset * scale).clamp(-ZERO_CROSSINGS, ZERO_CROSSINGS)
+    return torch.sinc(time) * torch.cos(time * math.pi / ZERO_CROSSINGS / 2) ** 2 * scale
 
 
 @functools.lru_cache(maxsize=32)
 def _kernel(orig: int, new: int) -> torch.Tensor:
-    """One filter per output phase, `(new, taps)` float64."""
-    base = min(orig, new) * ROLLOFF
-    width = _filter_width(orig, new)
-    taps = torch.arange(-width, width + orig, dtype=torch.float64) / orig
-    time = (taps[None] - torch.arange(new, dtype=torch.float64)[:, None] / new) * base
-    time = time.clamp(-6, 6)
-    return torch.sinc(time) * torch.cos(time * math.pi / 12) ** 2 * base / orig
+    """`(new, taps)` float64."""
+    width = _half_width(orig, new)
+    taps = torch.arange(-width, width + orig, dtype=torch.float64)
+    return _windowed_sinc(taps - torch.arange(new, dtype=torch.float64)[:, None] * orig / new, orig, new)

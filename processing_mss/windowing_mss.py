@@ -23,23 +23,20 @@ def split_windows(waveform: torch.Tensor, starts: list[int], window: int) -> tor
     return torch.stack([waveform[..., start : start + window] for start in starts])
 
 
-def cross_fade(window: int, overlap: int, device: torch.device | None = None) -> torch.Tensor:
-    """Weight of a window's samples: linear over `overlap` samples at both ends, one between, never zero."""
-    ramp = (torch.arange(window, device=device) + 0.5) / max(overlap, 1)
-    return torch.minimum(ramp, ramp.flip(0)).clamp(max=1.0)
-
-
 def overlap_add(windows: torch.Tensor, starts: list[int], overlap: int, num_samples: int) -> torch.Tensor:
-    """Weighted mean of overlapping windows: `(W, ..., window)` -> `(..., num_samples)`.
+    """Windows `(W, ..., window)`, in order -> song `(..., num_samples)`, cross-faded.
 
-    Exact where windows agree: splitting and adding gives the song back.
+    A window fades in linearly over the last `overlap` samples of what came before and is alone from there on. Nothing
+    is averaged for longer than that, also where the last window was shifted back: two generations are never in phase,
+    and their mean would be 3 dB quieter.
     """
     window = windows.shape[-1]
-    fade = cross_fade(window, overlap, windows.device).to(windows.dtype)
-    length = max(num_samples, starts[-1] + window)
-    total = windows.new_zeros(*windows.shape[1:-1], length)
-    weight = windows.new_zeros(length)
-    for start, samples in zip(starts, windows):
-        total[..., start : start + window] += fade * samples
-        weight[start : start + window] += fade
-    return (total / weight)[..., :num_samples]
+    song = windows.new_zeros(*windows.shape[1:-1], max(num_samples, starts[-1] + window))
+    fade_in = (torch.arange(overlap, device=windows.device, dtype=windows.dtype) + 0.5) / max(overlap, 1)
+    song[..., :window] = windows[0]
+    for previous, start, samples in zip(starts, starts[1:], windows[1:]):
+        end = previous + window
+        seam = end - overlap
+        song[..., seam:end] = torch.lerp(song[..., seam:end], samples[..., seam - start : end - start], fade_in)
+        song[..., end : start + window] = samples[..., end - start :]
+    return song[..., :num_samples]

@@ -6,8 +6,12 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+import torch
+from transformers import GenerationConfig
 
 from commands_mss.main import main
+from processing_mss import AudioSourceSeparationPipeline
+from tests.tiny import tiny_model, tiny_processor
 
 
 @pytest.fixture
@@ -36,6 +40,39 @@ def test_separate_options(song, tmp_path, model_dir):
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["song.flac"]
 
 
+def test_a_folder_keeps_its_shape_and_its_own_output_is_left_alone(song, tmp_path, model_dir):
+    album = tmp_path / "album"
+    for disc in ("CD1", "CD2"):
+        (album / disc).mkdir(parents=True)
+        (album / disc / "01.wav").write_bytes(song.read_bytes())
+    arguments = [
+        "separate",
+        str(album),
+        "--output_dir",
+        str(album / "stems"),
+        "--model",
+        model_dir,
+        "--stems",
+        "vocals",
+    ]
+    for _ in range(2):
+        assert main(arguments) == 0
+        written = sorted(str(path.relative_to(album / "stems")) for path in (album / "stems").rglob("*.wav"))
+        assert written == ["CD1/01/vocals.wav", "CD2/01/vocals.wav"]
+
+
+def test_the_saved_generation_config_holds_unless_an_option_says_otherwise(song, tmp_path):
+    model = tiny_model()
+    model.generation_config = GenerationConfig(do_sample=True, top_k=3)
+    AudioSourceSeparationPipeline(model=model, processor=tiny_processor()).save_pretrained(tmp_path / "model")
+    files = {}
+    for name, options in {"a": ["--seed", "1"], "b": ["--seed", "2"], "c": ["--no-do_sample"]}.items():
+        arguments = ["separate", str(song), "--model", str(tmp_path / "model"), "--output_dir", str(tmp_path / name)]
+        assert main([*arguments, "--stems", "vocals", *options]) == 0
+        files[name] = (tmp_path / name / "song" / "vocals.wav").read_bytes()
+    assert len(set(files.values())) == 3
+
+
 def test_a_bad_file_does_not_stop_the_others_and_leaves_nothing(song, tmp_path, model_dir, capsys):
     bad = tmp_path / "text.wav"
     bad.write_text("not audio")
@@ -50,9 +87,17 @@ def test_a_bad_file_does_not_stop_the_others_and_leaves_nothing(song, tmp_path, 
     [
         (["none.wav"], "no such file"),
         (["{song}", "--stems", "guitar"], "guitar"),
-        (["{song}", "--filename", "{track}.{ext}"], "put {stem} in it"),
+        (["{song}", "--filename", "{track}.{ext}"], "would both write"),
         (["{song}", "--filename", "{title}.wav"], "--filename may hold"),
+        (["{song}", "--filename", "{track.name}/{stem}.wav"], "--filename may hold"),
+        (["{song}", "--filename", "../{stem}.wav"], "no file inside"),
+        (["{song}", "--filename", "/tmp/{stem}.wav"], "no file inside"),
+        (["{song}", "{song}"], "would both write"),
         (["{song}", "--format", "flac", "--bits", "32f"], "use wav"),
+        (["{song}", "--temperature", "0.5"], "do_sample=True"),
+        (["{song}", "--device", "cuda:99"], "CUDA" if not torch.cuda.is_available() else "device"),
+        (["{song}", "--device", "banana"], "banana"),
+        (["{song}", "--window_s", "inf"], "window_s"),
         (["{empty}"], "No audio file"),
     ],
 )

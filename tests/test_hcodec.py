@@ -246,6 +246,9 @@ def test_quantizer_learns_its_data_and_revives_dead_codes():
         quantizer.layers[0].cluster_size[:16] = 0.0
     for _ in range(5):
         quantizer(latents)
+    quantizer(latents.repeat(20, 1, 1))  # a larger batch makes no entry look dead: none becomes a vector of it
+    vectors = latents.transpose(1, 2).flatten(0, 1)
+    assert torch.cdist(quantizer.layers[0].embed, vectors).min(dim=1).values.min() > 1e-3
     quantizer.eval()
     assert len(quantizer(latents).codes[:, 0].unique()) > 24
     assert torch.equal(quantizer.encode(latents), quantizer(latents).codes)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -117,7 +118,11 @@ def test_saving_again_loses_nothing(model_dir, tmp_path, from_pipeline):
         for name in ("config.json", "processor_config.json", "generation_config.json"):
             assert read_config(tmp_path / name) == read_config(Path(model_dir) / name)
     else:
-        AutoModel.from_pretrained(model_dir).save_pretrained(tmp_path)
+        AutoModel.from_pretrained(model_dir).save_pretrained(tmp_path)  # the model alone names no pipeline
+        assert "custom_pipelines" not in read_config(tmp_path / "config.json")
+        shutil.copytree(model_dir, tmp_path / "copy")  # over a whole repository it keeps naming it
+        AutoModel.from_pretrained(model_dir).save_pretrained(tmp_path / "copy")
+        assert read_config(tmp_path / "copy" / "config.json") == read_config(Path(model_dir) / "config.json")
     before, after = (AutoModel.from_pretrained(folder).state_dict() for folder in (model_dir, tmp_path))
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     assert any(key.startswith("codec.decoder.") for key in before)

@@ -6,7 +6,7 @@ from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LlamaConfig
 
 from modeling_mss import MssConfig, MssForConditionalGeneration
 from modeling_mss.generation_mss import TokenGrammar
@@ -157,6 +157,8 @@ def test_bad_input_is_named():
     inputs = window(model)
     with pytest.raises(ValueError, match=r"\['vocals', 'drums', 'bass', 'other'\].*guitar"):
         model.generate(**inputs, stems=["guitar"])
+    with pytest.raises(ValueError, match="do_sample=True"):
+        model.generate(**inputs, top_k=3)
     with pytest.raises(ValueError, match="reads `input_features`"):
         model.generate(input_values=torch.randn(1, 1280))
     with pytest.raises(ValueError, match="got 6 encoder frames"):
@@ -181,6 +183,35 @@ def test_every_trained_parameter_gets_a_gradient_with_checkpointing(name):
     without = [n for n, value in model.named_parameters() if value.requires_grad and value.grad is None]
     assert without == []
     assert not model.codec.training
+
+
+def test_configurations_as_objects_or_partial_dictionaries_load_again(tmp_path):
+    config = MssConfig(
+        encoder_config=tiny_config().encoder_config,
+        decoder_config=LlamaConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2),
+        codec_config=tiny_config().codec_config,
+    )
+    model = MssForConditionalGeneration(config).eval()
+    model.save_pretrained(tmp_path)
+    inputs = window(model)
+    assert torch.equal(
+        MssForConditionalGeneration.from_pretrained(tmp_path).generate(**inputs), model.generate(**inputs)
+    )
+    assert MssConfig(decoder_config={"num_attention_heads": 8}).decoder_config.num_key_value_heads == 8
+
+
+@pytest.mark.parametrize("name", ["paper", "a1_hubert"])
+def test_frozen_parts_stay_frozen_and_codebooks_exact_after_loading(name, tmp_path):
+    model = variant(name)
+    model.save_pretrained(tmp_path)
+    loaded = MssForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.bfloat16).train()
+    frozen = [key for key, value in loaded.named_parameters() if not value.requires_grad]
+    assert frozen == [key for key, value in model.named_parameters() if not value.requires_grad]
+    assert any(key.startswith("codec.") for key in frozen)
+    assert not loaded.codec.training and loaded.dtype == torch.bfloat16
+    for key, value in loaded.codec.named_buffers():
+        if key.endswith("embed"):
+            assert torch.equal(value, model.codec.get_buffer(key))
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -141,8 +141,11 @@ def test_silence_is_separated(pipe):
         (np.zeros((1000, 2)), "transposed"),
         (np.zeros((1, 2, 100)), r"\(1, 2, 100\)"),
         ({"array": np.zeros(100)}, "sampling_rate"),
-        ({"array": np.zeros(100), "sampling_rate": 0}, "positive"),
-        ({"array": np.zeros(100), "sampling_rate": "44100"}, "positive"),
+        ({"array": np.zeros(100), "sampling_rate": 0}, "from 1000"),
+        ({"array": np.zeros(100), "sampling_rate": "44100"}, "whole number"),
+        ({"array": "song.wav", "sampling_rate": 44100}, "floating point"),
+        (np.zeros(100, dtype=bool), "got bool"),
+        (torch.zeros(100, dtype=torch.int64), "got torch.int64"),
         (42, "got int"),
         ("none.wav", "no such file"),
         (b"", "0 bytes"),
@@ -150,7 +153,7 @@ def test_silence_is_separated(pipe):
 )
 def test_bad_input_is_named(pipe, song, message):
     with pytest.raises(ValueError, match=message):
-        pipe(song, **({"sampling_rate": 48000} if isinstance(song, np.ndarray) else {}))
+        pipe(song, **({"sampling_rate": 48000} if isinstance(song, (np.ndarray, torch.Tensor)) else {}))
 
 
 @pytest.mark.parametrize(
