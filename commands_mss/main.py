@@ -13,7 +13,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="mss-lm", description="Music source separation by a language model over neural-codec tokens."
     )
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(dest="subcommand", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
         summary = module.__doc__.splitlines()[0]
         subparser = subparsers.add_parser(
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         module.add_arguments(subparser)
     options = parser.parse_args(arguments)
     try:
-        return COMMANDS[options.command].run(options)
+        return COMMANDS[options.subcommand].run(options)
     except KeyboardInterrupt:
         print("mss-lm: interrupted", file=sys.stderr)
         return 130

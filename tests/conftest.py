@@ -13,7 +13,7 @@ import torch
 from processing_mss import AudioSourceSeparationPipeline
 from tests.tiny import tiny_model, tiny_processor
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tiny tensors: more threads wait for each other, above all on a busy machine
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,168 @@
+"""A seeded corpus of rendered songs with true stems: `mss-lm prepare render`.
+
+render_recipe.py (what is decided)  ->  render_song.py (one song)  ->  this file (the corpus)
+render_song.py uses: render_score.py, render_patterns.py, render_composition.py (notes), render_instruments.py
+(soundfonts, one-shots), render_voices.py, render_singing.py (vocals), render_production.py (effects, loudness)
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from processing_mss import write_audio
+
+from .manifest import ManifestWriter, Song
+from .preparing import PrepareReport, prepare_songs
+from .render_instruments import load_one_shots
+from .render_recipe import RenderConfig, song_seconds, split_of
+from .render_score import find_midi
+from .render_song import STEMS, render_song
+from .render_voices import find_audio
+
+DEFAULT_LICENCE = "rendered; see soundfonts"
+
+
+def prepare_render(
+    output_dir: str | os.PathLike,
+    hours: float,
+    soundfonts: list[str],
+    midi_dir: str | None = None,
+    vocals_dir: str | None = None,
+    speech_dir: str | None = None,
+    drums_dir: str | None = None,
+    seed: int = 0,
+    num_workers: int = 1,
+    licence: str = DEFAULT_LICENCE,
+    min_seconds: float = 30.0,
+    max_seconds: float = 90.0,
+    synthetic_vocals: bool = True,
+) -> PrepareReport:
+    """Render songs until they last `hours` together, and write `output_dir/manifest.jsonl`.
+
+    Song i depends only on the seed, on i and on the files given; with more hours later, songs are added. Finished songs
+    stay as they are, a killed run goes on where it stopped. 90 % of the songs are for training, 5 % for validation and
+    5 % for testing.
+
+    Args:
+        output_dir: holds a folder a song (`mixture.flac`, a file for each stem that sounds, `recipe.json`).
+        soundfonts: SF2 or SF3 files.
+        midi_dir, vocals_dir, speech_dir, drums_dir: see `RenderConfig`.
+        num_workers: processes; each loads the soundfonts it uses.
+        licence: of the songs; it should name the soundfonts' and the vocals' licences.
+        min_seconds, max_seconds: length of a song.
+        synthetic_vocals: make speech sing (from `speech_dir`, or by espeak-ng if it is installed).
+
+    Raises:
+        ValueError: no soundfont, a folder that is missing or holds nothing of its kind, or no positive duration.
+    """
+    if hours <= 0 or num_workers < 1:
+        raise ValueError(f"Need positive `hours` and `num_workers`, got {hours} and {num_workers}.")
+    for path in soundfonts:
+        if not Path(path).is_file():
+            raise ValueError(f"There is no soundfont {path}.")
+    config = RenderConfig(
+        soundfonts=tuple(os.fspath(path) for path in soundfonts),
+        midi_dir=midi_dir,
+        vocals_dir=vocals_dir,
+        speech_dir=speech_dir,
+        drums_dir=drums_dir,
+        seed=seed,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        synthetic_vocals=synthetic_vocals,
+    )
+    check_folders(config)
+    output_dir = Path(output_dir)
+    writer = ManifestWriter(output_dir / "manifest.jsonl")
+    indices = range(count_songs(config, hours))
+    todo = [index for index in indices if song_id(config, index) not in writer]
+    make = partial(make_song, config, output_dir, licence)
+    if num_workers == 1:
+        jobs = ((song_id(config, index), partial(make, index)) for index in indices)
+        return prepare_songs(writer, jobs, "render", len(indices))
+    # Spawned, not forked: threads of torch and of the tests' process do not survive a fork.
+    pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=start_worker)
+    try:
+        return prepare_songs(writer, submit(pool, make, config, indices, todo), "render", len(indices))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def check_folders(config: RenderConfig):
+    """Raise ValueError now if a folder has nothing of what it should hold, not in every song."""
+    if config.drums_dir is not None:
+        load_one_shots(config.drums_dir)
+    if config.vocals_dir is not None:
+        find_audio(config.vocals_dir, vocals_only=True)
+    if config.speech_dir is not None:
+        find_audio(config.speech_dir, vocals_only=False)
+    if config.midi_dir is not None:
+        find_midi(config.midi_dir)
+
+
+def submit(
+    pool: Executor, make: Callable[[int], Song], config: RenderConfig, indices: range, todo: list[int]
+) -> Iterator[tuple[str, Callable[[], Song]]]:
+    """Jobs for `prepare_songs` that are worked on ahead of it; songs that are done already are named only."""
+    futures = {index: pool.submit(make, index) for index in todo}
+    for index in indices:
+        yield song_id(config, index), futures[index].result if index in futures else partial(make, index)
+
+
+def start_worker():
+    """One thread a process: parallel is the corpus, not the song."""
+    torch.set_num_threads(1)
+
+
+def song_id(config: RenderConfig, index: int) -> str:
+    """Name of a song and of its folder."""
+    return f"render_{config.seed}_{index:06d}"
+
+
+def count_songs(config: RenderConfig, hours: float) -> int:
+    """How many songs last `hours` together."""
+    seconds, count = 0.0, 0
+    while seconds < hours * 3600 - 1e-6:
+        seconds += song_seconds(config, count)
+        count += 1
+    return count
+
+
+def make_song(config: RenderConfig, output_dir: Path, licence: str, index: int) -> Song:
+    """Render a song into its folder, unless that is there already, and return its manifest entry.
+
+    The folder appears complete or not at all: it is written under another name and renamed.
+    """
+    name = song_id(config, index)
+    folder = output_dir / name
+    if not folder.exists():
+        partial_folder = output_dir / f".{name}.partial"
+        shutil.rmtree(partial_folder, ignore_errors=True)  # of a run that was killed
+        partial_folder.mkdir(parents=True)
+        stems, recipe = render_song(config, index)
+        write_audio(partial_folder / "mixture.flac", sum(stems.values()), recipe.sampling_rate)
+        for stem, waveform in stems.items():
+            if np.any(waveform):
+                write_audio(partial_folder / f"{stem}.flac", waveform, recipe.sampling_rate)
+        text = json.dumps(recipe.to_dict(), indent=1, ensure_ascii=False)
+        (partial_folder / "recipe.json").write_text(text, encoding="utf-8")
+        os.replace(partial_folder, folder)
+    recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    return Song(
+        id=name,
+        split=split_of(index),
+        stems={stem: [str(path)] if (path := folder / f"{stem}.flac").exists() else [] for stem in STEMS},
+        duration=recipe["duration"],
+        sampling_rate=recipe["sampling_rate"],
+        source="render",
+        licence=licence,
+        mixture=str(folder / "mixture.flac"),
+    )

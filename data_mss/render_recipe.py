@@ -1,0 +1,150 @@
+"""What a rendered corpus is made of, and what was decided about each of its songs."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from .render_production import Room
+
+TOPICS = ("length", "score", "instruments", "vocals", "production")  # each has its own random numbers
+
+
+@dataclass
+class RenderConfig:
+    """What songs are made of.
+
+    Args:
+        soundfonts: SF2 or SF3 files; every part is played by one of them.
+        midi_dir: MIDI files to take arrangements from, besides composed ones.
+        vocals_dir: real vocal stems.
+        speech_dir: speech recordings that are made to sing. espeak-ng speaks where there are none, if it is installed.
+        drums_dir: one-shot samples that play half of the songs' drums.
+        seed: of the corpus.
+        min_seconds, max_seconds: song length.
+        midi_share: share of songs from `midi_dir`.
+        recorded_share: share of songs with real vocals among those with vocals, where both kinds are there.
+        instrumental_share: share of songs without vocals.
+        doubling_share, harmony_share: share of sung songs with a second take, and with a second voice.
+        synthetic_vocals: without it speech is not made to sing.
+    """
+
+    soundfonts: tuple[str, ...]
+    midi_dir: str | None = None
+    vocals_dir: str | None = None
+    speech_dir: str | None = None
+    drums_dir: str | None = None
+    seed: int = 0
+    min_seconds: float = 30.0
+    max_seconds: float = 90.0
+    midi_share: float = 0.5
+    recorded_share: float = 0.5
+    instrumental_share: float = 0.08
+    doubling_share: float = 0.35
+    harmony_share: float = 0.3
+    synthetic_vocals: bool = True
+
+    def __post_init__(self):
+        if not self.soundfonts:
+            raise ValueError("Rendering needs at least one soundfont (see docs/rendering.md for how to install two).")
+        if not 0 < self.min_seconds <= self.max_seconds:
+            raise ValueError(f"Need 0 < min_seconds <= max_seconds, got {self.min_seconds} and {self.max_seconds}.")
+        for name in ("midi_dir", "vocals_dir", "speech_dir", "drums_dir"):
+            folder = getattr(self, name)
+            if folder is not None and not Path(folder).is_dir():
+                raise ValueError(f"`{name}` must be a folder, got {folder}.")
+        for name in ("midi_share", "recorded_share", "instrumental_share", "doubling_share", "harmony_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be in 0-1, got {getattr(self, name)}.")
+
+
+@dataclass
+class Channel:
+    """Production of one part: position -1 to 1, stereo width 0-1, tone in dB at `TONE_BANDS`, saturation, compression
+    (ratio 1: none), echo in seconds (0: none), share sent to the room, level in dB."""
+
+    position: float
+    width: float
+    tone_db: list[float]
+    drive: float
+    ratio: float
+    echo_seconds: float
+    send: float
+    level_db: float
+
+
+@dataclass
+class Played:
+    """A part as it was played: by which soundfont, or by which folder's one-shots."""
+
+    name: str
+    stem: str
+    program: int
+    notes: int
+    player: str
+    channel: Channel
+
+
+@dataclass
+class Sung:
+    """The vocals: kind ("none", "sung", "recorded"), where the voice comes from, and what it sings.
+
+    `melody` holds [start, end, MIDI pitch] in seconds; `voiced` holds [start, end] of the first take where it has
+    pitch; `takes` holds every take's style and interval (in degrees of the scale). All empty for recorded vocals, whose
+    phrases are in `placed`.
+    """
+
+    kind: str = "none"
+    voice: str = ""
+    melody: list[list[float]] = field(default_factory=list)
+    voiced: list[list[float]] = field(default_factory=list)
+    takes: list[dict] = field(default_factory=list)
+    placed: list[dict] = field(default_factory=list)
+    channel: Channel | None = None
+
+
+@dataclass
+class Recipe:
+    """Everything that was decided about a song."""
+
+    seed: int
+    index: int
+    split: str
+    duration: float
+    sampling_rate: int
+    source: str
+    tempo: float
+    metre: str
+    key: str
+    parts: list[Played]
+    vocals: Sung
+    room: Room
+    levels_lufs: dict[str, float]
+    bus_ratio: float
+    loudness_lufs: float
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def split_of(index: int) -> str:
+    """90 % train, 5 % validation, 5 % test by position, so that a small corpus has some of each."""
+    return {3: "validation", 7: "test"}.get(index % 20, "train")
+
+
+def files_of_split(paths: list[Path], split: str) -> list[Path]:
+    """Files that songs of a split may use: where there are enough, none is heard in training and elsewhere."""
+    own = [path for number, path in enumerate(paths) if split_of(number) == split]
+    held_out = [path for number, path in enumerate(paths) if split_of(number) != "train"]
+    return own or held_out or paths
+
+
+def random_numbers(seed: int, index: int, topic: str) -> np.random.Generator:
+    """Random numbers of one topic of one song: one topic's draws do not shift another's."""
+    return np.random.default_rng([seed, index, TOPICS.index(topic)])
+
+
+def song_seconds(config: RenderConfig, index: int) -> float:
+    """How long song `index` is, in seconds (whole tenths)."""
+    rng = random_numbers(config.seed, index, "length")
+    return round(float(rng.uniform(config.min_seconds, config.max_seconds)), 1)

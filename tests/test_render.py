@@ -1,0 +1,307 @@
+"""The corpus renderer: same seed, same songs; stems where they belong; voices on their melody; kills lose nothing."""
+
+import importlib.util
+import itertools
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_mss import render
+from data_mss.manifest import read_manifest
+from processing_mss import read_audio, write_audio
+from processing_mss.resampling_mss import resample
+
+SOUNDFONTS = [
+    "/usr/share/sounds/sf2/FluidR3_GM.sf2",
+    "/usr/share/sounds/sf3/MuseScore_General_Lite.sf3",
+]
+SOUNDFONT = next((path for path in SOUNDFONTS if Path(path).is_file()), None)
+NEEDED = ("tinysoundfont", "pretty_midi", "mido", "pyworld", "scipy")
+MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+
+pytestmark = [
+    pytest.mark.skipif(bool(MISSING), reason=f"rendering needs {MISSING}, not installed"),
+    pytest.mark.skipif(
+        SOUNDFONT is None, reason=f"no soundfont: none of {SOUNDFONTS} (apt install fluid-soundfont-gm)"
+    ),
+]
+
+
+def make_config(**changes):
+    from data_mss.render_recipe import RenderConfig
+
+    values = {"soundfonts": (SOUNDFONT,), "seed": 3, "min_seconds": 6.0, "max_seconds": 7.0, **changes}
+    return RenderConfig(**values)
+
+
+def solo_config(speech_dir: str):
+    """Songs with one singer and one take, long enough for phrases and pauses."""
+    return make_config(
+        speech_dir=speech_dir, instrumental_share=0.0, doubling_share=0.0, harmony_share=0.0, min_seconds=8,
+        max_seconds=10,
+    )  # fmt: skip
+
+
+def spoken(path: Path) -> Path:
+    """Something like speech, made here: a buzz at about 140 Hz through moving formants, in syllables of 0.3 s."""
+    from scipy import signal
+
+    rate, rng = 24000, np.random.default_rng(0)
+    time = np.arange(6 * rate) / rate
+    buzz = signal.sawtooth(2 * np.pi * np.cumsum(140 + 10 * np.sin(3 * time)) / rate)
+    output = np.zeros_like(time)
+    for number in range(20):
+        span = slice(int(number * 0.3 * rate), int((number * 0.3 + 0.24) * rate))
+        syllable = buzz[span] * np.hanning(span.stop - span.start)
+        for formant in (rng.uniform(300, 800), rng.uniform(1000, 2200)):
+            syllable = syllable + signal.lfilter(*signal.iirpeak(formant, 5, fs=rate), syllable)
+        output[span] = syllable
+    output += 0.001 * rng.standard_normal(len(output))
+    write_audio(path, (0.5 * output / np.abs(output).max())[None], rate)
+    return path
+
+
+@pytest.fixture(scope="module")
+def speech_dir(tmp_path_factory) -> str:
+    return str(spoken(tmp_path_factory.mktemp("speech") / "speech.wav").parent)
+
+
+@pytest.fixture(scope="module")
+def song(speech_dir):
+    """A composed song with sung vocals (one take), drums, bass and others."""
+    from data_mss.render_song import render_song
+
+    return render_song(solo_config(speech_dir), 0)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory, speech_dir):
+    """Two rendered songs on disk, made by two processes."""
+    folder = tmp_path_factory.mktemp("corpus")
+    report = prepare(folder, speech_dir, num_workers=2)
+    assert report.written == 2 and not report.failures
+    return folder
+
+
+def prepare(folder: Path, speech_dir: str, num_workers: int = 1):
+    return render.prepare_render(
+        folder, 12 / 3600, [SOUNDFONT], speech_dir=speech_dir, seed=5, min_seconds=6, max_seconds=6.5,
+        num_workers=num_workers, licence="a licence",
+    )  # fmt: skip
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def onset_strength(waveform: np.ndarray) -> float:
+    """How sudden the spectrum grows, relative to its size: mean positive flux of the loudest tenth of the frames."""
+    spectrum = torch.stft(
+        torch.from_numpy(waveform.mean(axis=0)), 1024, 256, window=torch.hann_window(1024), return_complex=True
+    ).abs()
+    flux = (spectrum[:, 1:] - spectrum[:, :-1]).clamp(min=0).sum(0) / spectrum.sum(0).mean()
+    return float(flux.sort(descending=True).values[: len(flux) // 10].mean())
+
+
+def test_stems_are_where_they_belong(song):
+    stems, recipe = song
+    assert set(stems) == {"vocals", "drums", "bass", "other"}
+    assert all(waveform.shape == (2, round(recipe.duration * 48000)) for waveform in stems.values())
+    assert all(np.abs(waveform).max() > 0.01 for waveform in stems.values())
+
+    power = np.abs(np.fft.rfft(stems["bass"])) ** 2
+    low = np.fft.rfftfreq(stems["bass"].shape[1], 1 / 48000) < 250
+    assert power[:, low].sum() > 0.8 * power.sum()
+
+    onsets = {stem: onset_strength(waveform) for stem, waveform in stems.items()}
+    assert onsets["drums"] > max(onsets["bass"], onsets["other"], onsets["vocals"]), onsets
+
+
+def test_vocals_follow_the_melody_within_a_quarter_tone(song):
+    from data_mss.render_singing import load_world
+
+    stems, recipe = song
+    assert recipe.vocals.kind == "sung" and len(recipe.vocals.takes) == 1
+    mono = resample(torch.from_numpy(stems["vocals"].mean(axis=0).astype(np.float64)), 48000, 24000).numpy()
+    world = load_world()
+    pitch, times = world.dio(mono, 24000, frame_period=5.0)
+    pitch = world.stonemask(mono, pitch, times, 24000)
+
+    target = np.full(len(times), np.nan)
+    for start, end, note in recipe.vocals.melody:
+        target[(times > start + 0.1) & (times < end - 0.05)] = note  # after the glide, before the release
+    voiced = np.zeros(len(times), dtype=bool)
+    for start, end in recipe.vocals.voiced:
+        voiced |= (times > start) & (times < end)
+    counted = voiced & (pitch > 0) & np.isfinite(target)
+    assert counted.sum() > 0.7 * np.isfinite(target).sum()
+    deviation = np.abs(69 + 12 * np.log2(pitch[counted] / 440) - target[counted])
+    assert np.mean(deviation < 0.5) > 0.95 and np.median(deviation) < 0.25
+
+    # Where nobody sings there is at most reverberation.
+    sung = np.zeros(len(times), dtype=bool)
+    for start, end, _ in recipe.vocals.melody:
+        sung |= (times > start - 0.2) & (times < end + 0.3)
+    frames = len(mono) // 120  # of 5 ms
+    level = np.abs(mono[: frames * 120]).reshape(frames, 120).mean(axis=1)
+    sung = sung[:frames]
+    assert sung.any() and not sung.all()
+    assert level[~sung].mean() < 0.3 * level[sung].mean()
+
+
+def test_the_seed_decides_and_no_song_depends_on_another(song, speech_dir):
+    from data_mss.render_song import render_song
+
+    stems, recipe = song
+    config = solo_config(speech_dir)
+    others, other_recipe = render_song(config, 1)
+    again, recipe_again = render_song(config, 0)
+    assert recipe_again.to_dict() == recipe.to_dict() != other_recipe.to_dict()
+    assert all(np.array_equal(again[stem], stems[stem]) for stem in stems)
+    assert not np.array_equal(others["other"][:, :48000], stems["other"][:, :48000])
+
+
+def test_files_add_up_to_the_mixture_and_do_not_clip(corpus):
+    songs = read_manifest(corpus / "manifest.jsonl")
+    assert [song.id for song in songs] == ["render_5_000000", "render_5_000001"]
+    for song in songs:
+        mixture, rate = read_audio(corpus / song.mixture)
+        stems = [read_audio(path)[0] for stem in song.stems for path in song.paths(stem)]
+        assert rate == song.sampling_rate == 48000 and song.licence == "a licence" and song.source == "render"
+        # Each file is rounded to 16 bits: half a step each.
+        assert np.abs(sum(stems) - mixture).max() <= 0.5 * (len(stems) + 1) / 32768 + 1e-7
+        assert all(np.abs(waveform).max() < 0.99 for waveform in (mixture, *stems))
+        recipe = json.loads((corpus / song.id / "recipe.json").read_text(encoding="utf-8"))
+        assert recipe["duration"] == song.duration == mixture.shape[1] / rate and recipe["split"] == song.split
+
+
+def test_a_killed_run_goes_on_and_finished_songs_stay(corpus, speech_dir, tmp_path, monkeypatch):
+    # Killed in the middle of the second song: a first song with its line, and half of a folder under another name.
+    calls = []
+
+    def killed_in_the_second(config, index):
+        calls.append(index)
+        if len(calls) == 2:
+            (tmp_path / f".render_5_{index:06d}.partial" / "vocals.flac").write_bytes(b"half")
+            raise KeyboardInterrupt
+        return render_song(config, index)
+
+    render_song = render.render_song
+    monkeypatch.setattr(render, "render_song", killed_in_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path, speech_dir)
+    monkeypatch.undo()
+    assert len(read_manifest(tmp_path / "manifest.jsonl")) == 1
+    first = (tmp_path / "render_5_000000" / "mixture.flac").stat().st_mtime_ns
+
+    # The second song exists already but its line was not written: it is taken as it is.
+    shutil.copytree(corpus / "render_5_000001", tmp_path / "render_5_000001")
+    second = (tmp_path / "render_5_000001" / "mixture.flac").stat().st_mtime_ns
+    report = prepare(tmp_path, speech_dir)
+    assert (report.written, report.kept) == (1, 1)
+    assert (tmp_path / "render_5_000000" / "mixture.flac").stat().st_mtime_ns == first
+    assert (tmp_path / "render_5_000001" / "mixture.flac").stat().st_mtime_ns == second
+
+
+def test_another_process_renders_the_same_files(corpus, speech_dir, tmp_path):
+    config = make_config(speech_dir=speech_dir, seed=5, min_seconds=6, max_seconds=6.5)
+    song = render.make_song(config, tmp_path, "a licence", 0)
+    assert contents(tmp_path / song.id) == contents(corpus / song.id)
+
+
+def test_arrangements_from_a_midi_file(tmp_path):
+    import mido
+
+    from data_mss.render_song import render_song
+
+    midi = mido.MidiFile(ticks_per_beat=480)
+    tracks = ((9, 0, [36, 42, 38, 42]), (1, 33, [36, 36, 43, 36]), (2, 65, [69, 72, 74, 76]), (3, 0, [60, 64, 67, 72]))
+    for channel, program, pitches in tracks:
+        track = mido.MidiTrack([mido.Message("program_change", channel=channel, program=program)])
+        for number in range(40):
+            pitch = pitches[number % 4]
+            track.append(mido.Message("note_on", channel=channel, note=pitch, velocity=90, time=0))
+            track.append(mido.Message("note_off", channel=channel, note=pitch, velocity=0, time=240))
+        midi.tracks.append(track)
+    midi.save(tmp_path / "söng one.mid")
+    (tmp_path / "broken.mid").write_bytes(b"MThd nonsense")
+
+    config = make_config(midi_dir=str(tmp_path), midi_share=1.0, synthetic_vocals=False)
+    with warnings.catch_warnings(record=True):  # the broken file is left out, with a warning, if it was drawn first
+        stems, recipe = render_song(config, 2)
+    assert recipe.source == "söng one.mid"
+    programs = {part.stem: part.program for part in recipe.parts if part.stem != "other"}
+    assert programs["bass"] in range(32, 40) and "drums" in programs
+    lead = [part for part in recipe.parts if part.name == "track2"]
+    assert lead and lead[0].program in range(64, 72)  # a saxophone stays in its family
+    assert np.abs(stems["bass"]).max() > 0.01 and np.abs(stems["drums"]).max() > 0.01 and not stems["vocals"].any()
+
+
+def test_real_vocals_and_one_shots_are_used(tmp_path):
+    from data_mss.render_song import render_song
+
+    time = np.arange(48000 * 4) / 48000
+    phrase = 0.3 * np.sin(2 * np.pi * 330 * time) * (np.sin(2 * np.pi * 0.5 * time) > 0)
+    write_audio(tmp_path / "stems" / "a song" / "vocals.wav", phrase[None], 48000)
+    write_audio(tmp_path / "stems" / "a song" / "drums.wav", 0.9 * np.ones((1, 48000)), 48000)
+    hit = np.random.default_rng(0).standard_normal(4800) * np.exp(-np.arange(4800) / 800)
+    for name in ("kick", "snare", "hat"):
+        write_audio(tmp_path / "hits" / f"{name}.flac", 0.2 * hit[None], 44100)
+
+    config = make_config(
+        vocals_dir=str(tmp_path / "stems"), drums_dir=str(tmp_path / "hits"), instrumental_share=0.0,
+        synthetic_vocals=False,
+    )  # fmt: skip
+    recipes = []
+    for index in range(4):
+        stems, recipe = render_song(config, index)
+        recipes.append(recipe)
+        assert recipe.vocals.kind == "recorded" and Path(recipe.vocals.voice).name == "vocals.wav"
+        assert recipe.vocals.placed and np.abs(stems["vocals"]).max() > 0.01
+    players = {part.player for recipe in recipes for part in recipe.parts if part.stem == "drums"}
+    assert players == {str(tmp_path / "hits"), Path(SOUNDFONT).name}
+
+
+def test_composed_songs_have_singable_melodies_and_every_metre():
+    from data_mss.render_composition import compose
+
+    metres = set()
+    for number in range(30):
+        arrangement = compose(40.0, 50, np.random.default_rng(number))
+        metres.add(arrangement.metre)
+        assert {part.stem for part in arrangement.parts} <= {"drums", "bass", "other"}
+        assert all(50 <= note.pitch <= 64 for note in arrangement.melody)
+        assert all(first.end <= second.start + 1e-6 for first, second in itertools.pairwise(arrangement.melody))
+    assert metres == {"4/4", "3/4", "6/8"}
+
+
+def test_what_is_missing_is_said(tmp_path):
+    with pytest.raises(ValueError, match="no soundfont"):
+        render.prepare_render(tmp_path, 0.01, ["nowhere.sf2"])
+    with pytest.raises(ValueError, match="at least one soundfont"):
+        render.prepare_render(tmp_path, 0.01, [])
+    with pytest.raises(ValueError, match="`midi_dir` must be a folder"):
+        make_config(midi_dir=str(tmp_path / "missing"))
+    with pytest.raises(ValueError, match="no MIDI files"):
+        render.prepare_render(tmp_path, 0.01, [SOUNDFONT], midi_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="a kick and a snare"):
+        render.prepare_render(tmp_path, 0.01, [SOUNDFONT], drums_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="no vocals"):
+        render.prepare_render(tmp_path, 0.01, [SOUNDFONT], vocals_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="positive"):
+        render.prepare_render(tmp_path, 0, [SOUNDFONT])
+
+
+def test_splits_come_by_position():
+    from data_mss.render_recipe import files_of_split, split_of
+
+    splits = [split_of(index) for index in range(200)]
+    assert (splits.count("train"), splits.count("validation"), splits.count("test")) == (180, 10, 10)
+    paths = [Path(str(number)) for number in range(20)]
+    used = [set(files_of_split(paths, split)) for split in ("train", "validation", "test")]
+    assert not used[0] & used[1] and not used[0] & used[2] and all(used)
