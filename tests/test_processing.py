@@ -44,7 +44,7 @@ def test_log_mel_is_the_papers_written_out_in_numpy(four_sounds):
 
 
 @given(frames=st.integers(3, 300), batch=st.integers(1, 2))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_frame_count_is_exact(frames, batch):
     extractor = MssFeatureExtractor()
     assert extractor(np.zeros((batch, frames * 960)), 48000).input_features.shape == (batch, frames, 120)
@@ -134,7 +134,7 @@ def test_resampling_agrees_with_scipy():
     rate=st.sampled_from([8000, 44100, 48000, 192000]),
     target=st.sampled_from([("wav", "16"), ("wav", "24"), ("wav", "32f"), ("flac", "16"), ("flac", "24")]),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_written_audio_reads_back(tmp_path_factory, num_channels, num_samples, rate, target):
     suffix, bits = target
     waveform = np.random.default_rng(num_samples).uniform(-1, 1, (num_channels, num_samples)).astype(np.float32)

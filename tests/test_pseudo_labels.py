@@ -132,7 +132,7 @@ def test_energy_finds_more_of_real_singing_than_silero(shared_dir):
 
 
 @given(st.integers(1, 400), st.integers(1, 50), st.integers(0, 49), st.integers(1, 4))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_chunks_put_a_local_network_together_exactly(num_samples, chunk, overlap, batch_size):
     waveform = torch.randn(2, num_samples)
     overlap = min(overlap, chunk - 1)
