@@ -10,8 +10,9 @@ Each can be stopped and started again: finished songs stay as they are. Broken f
 """
 
 import argparse
-import sys
 from pathlib import Path
+
+from .errors import EXPECTED_ERRORS, fail
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -77,9 +78,8 @@ def _add_split(parser: argparse.ArgumentParser):
 def run(options: argparse.Namespace) -> int:
     try:
         report = PREPARERS[options.preparer](options)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"mss-lm prepare {options.preparer}: error: {error}", file=sys.stderr)
-        return 1
+    except EXPECTED_ERRORS as error:
+        return fail(f"prepare {options.preparer}", error)
     print(f"{options.output_dir}: {report}")
     return 1 if report.failures else 0
 

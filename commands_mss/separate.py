@@ -8,12 +8,11 @@ examples:
 
 import argparse
 import os
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-AUDIO_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".aac", ".aif", ".aiff", ".wma"}
+from .errors import EXPECTED_ERRORS, fail
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -73,8 +72,8 @@ def run(options: argparse.Namespace) -> int:
             batch_size=options.batch_size,
         )
         targets = plan_outputs(songs, options.stems or pipe.model.config.stems, options)
-    except (ValueError, OSError, RuntimeError, AssertionError) as error:  # the last two: torch, about --device
-        return fail(error)
+    except EXPECTED_ERRORS as error:
+        return fail("separate", error)
 
     failures = 0
     for song, paths in zip(songs, targets):
@@ -99,19 +98,12 @@ def run(options: argparse.Namespace) -> int:
                     progress_callback=on_progress,
                 )
                 write_stems(stems, paths, options)
-            except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: torch, out of memory
+            except EXPECTED_ERRORS as error:
                 failures += 1
-                fail(error)
+                fail("separate", error)
                 continue
         print(f"{song.path}: wrote {', '.join(map(str, paths))}")
     return 1 if failures else 0
-
-
-def fail(error: Exception) -> int:
-    """Report an error in one line; returns the exit code."""
-    text = " ".join(str(error).split())
-    print(f"mss-lm separate: error: {text}", file=sys.stderr)
-    return 1
 
 
 @dataclass(frozen=True)
@@ -122,6 +114,8 @@ class SongFile:
 
 def find_songs(inputs: list[str], output_dir: Path) -> list[SongFile]:
     """Files as given, and the audio files inside folders (searched through, but for the output folder), in order."""
+    from processing_mss import AUDIO_SUFFIXES
+
     songs = []
     for path in map(Path, inputs):
         if not path.is_dir():

@@ -13,7 +13,6 @@ import torch
 
 from processing_mss import AudioReadError, read_audio, resample
 
-AUDIO_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".aac", ".aif", ".aiff", ".wma"}
 # Formats in which a piece costs no more than its own length; libsndfile seeks exactly in all of them. A 4 s piece of an
 # Opus file took 25-57 ms (flac: 6-10 ms), and FFmpeg's formats do not seek exactly: those are decoded once and packed.
 DIRECT_SUFFIXES = {".wav", ".flac", ".aif", ".aiff"}

@@ -7,10 +7,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from processing_mss import read_audio
-from processing_mss.resampling_mss import resample
+from processing_mss import AUDIO_SUFFIXES, read_audio, resample
 
-from .audio_files import AUDIO_SUFFIXES
 from .label_folder import LabelFolder
 from .manifest import SPLITS, canonical_stem
 from .preparing import PrepareReport

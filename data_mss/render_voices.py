@@ -12,13 +12,11 @@ import soundfile
 import torch
 from scipy import ndimage
 
-from processing_mss import read_audio
-from processing_mss.resampling_mss import resample
+from processing_mss import AUDIO_SUFFIXES, read_audio, resample
 
 from .manifest import canonical_stem
 from .render_instruments import SAMPLING_RATE
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aif", ".aiff")
 LANGUAGES = ("en-us", "en-gb", "de", "es", "fr-fr", "it", "pt-br", "pl", "sv", "nl", "fi", "ro", "tr", "cs", "hu")
 # Voices of espeak-ng that are pitched; whispers and robots are not.
 VARIANTS = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4", "f5", "Andy", "Annie", "belinda", "steph",

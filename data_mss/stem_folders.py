@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
-from .audio_files import AUDIO_SUFFIXES, probe_audio
+from processing_mss import AUDIO_SUFFIXES
+
+from .audio_files import probe_audio
 from .manifest import SPLITS, ManifestWriter, Song, canonical_stem
 from .preparing import PrepareReport, prepare_songs
 

@@ -12,7 +12,7 @@ import torchaudio_guard_mss  # noqa: F401  (has to run before transformers)
 from transformers import AutoFeatureExtractor, AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .audio_io_mss import AudioReadError, AudioWriteError, check_format, read_audio, write_audio
+from .audio_io_mss import AUDIO_SUFFIXES, AudioReadError, AudioWriteError, check_format, read_audio, write_audio
 from .feature_extraction_mss import MssFeatureExtractor, log_mel_spectrogram
 from .pipeline_mss import AudioSourceSeparationPipeline
 from .processing_mss import MssProcessor
@@ -37,6 +37,7 @@ PIPELINE_REGISTRY.register_pipeline(
 )
 
 __all__ = [
+    "AUDIO_SUFFIXES",
     "AudioReadError",
     "AudioSourceSeparationPipeline",
     "AudioWriteError",

