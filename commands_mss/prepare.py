@@ -5,6 +5,7 @@ examples:
   mss-lm prepare stems my_songs --output_dir data/mine --licence CC0-1.0
   mss-lm prepare pseudo-label songs --output_dir data/labelled --teacher spleeter
   mss-lm prepare render --hours 1 --soundfont FluidR3_GM.sf2 --output_dir data/rendered
+  mss-lm prepare pack data/musdb18 data/rendered --output_dir data/packed
 
 Each can be stopped and started again: finished songs stay as they are. Broken files are skipped and reported.
 """
@@ -60,11 +61,22 @@ def add_arguments(parser: argparse.ArgumentParser):
     render.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     render.add_argument("--num_workers", type=int, default=2, help="processes (default: %(default)s)")
 
+    pack = _add(preparers, "pack", "songs of manifests as arrays that training reads fastest")
+    pack.add_argument("manifests", type=Path, nargs="+", metavar="MANIFEST", help="files, or folders of them")
+    pack.add_argument("--sampling_rate", type=int, default=48000, help="in hertz (default: %(default)s)")
+    pack.add_argument(
+        "--stems",
+        nargs="+",
+        default=["vocals", "drums", "bass", "other"],
+        metavar="STEM",
+        help="others are added to other (default: %(default)s)",
+    )
+
 
 def _add(preparers, name: str, summary: str) -> argparse.ArgumentParser:
     parser = preparers.add_parser(name, help=summary, description=summary, allow_abbrev=False)
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of the manifest and of what is made")
-    if name != "musdb18":
+    if name not in ("musdb18", "pack"):
         parser.add_argument("--licence", help="of the audio, written to the manifest")
     return parser
 
@@ -146,4 +158,16 @@ def _render(options: argparse.Namespace):
     )
 
 
-PREPARERS = {"musdb18": _musdb18, "stems": _stems, "pseudo-label": _pseudo_label, "render": _render}
+def _pack(options: argparse.Namespace):
+    from data_mss.packing import prepare_packed
+
+    return prepare_packed(options.manifests, options.output_dir, options.sampling_rate, options.stems)
+
+
+PREPARERS = {
+    "musdb18": _musdb18,
+    "stems": _stems,
+    "pseudo-label": _pseudo_label,
+    "render": _render,
+    "pack": _pack,
+}

@@ -3,10 +3,10 @@
 import hashlib
 import math
 import os
-import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from processing_mss import AudioReadError, read_audio, resample
 # Formats in which a piece costs no more than its own length; libsndfile seeks exactly in all of them. A 4 s piece of an
 # Opus file took 25-57 ms (flac: 6-10 ms), and FFmpeg's formats do not seek exactly: those are decoded once and packed.
 DIRECT_SUFFIXES = {".wav", ".flac", ".aif", ".aiff"}
+PACKED_SUFFIX = ".npy"  # int16 mono, full scale 32768; the rate stands in the manifest
 
 
 def default_cache_dir() -> Path:
@@ -70,12 +71,13 @@ def read_piece(
 ) -> torch.Tensor:
     """Samples from `start_s` seconds on: mono (mean of channels), at `sampling_rate`, `(num_samples,)` float32.
 
-    Beyond the end of the file there is silence.
+    Beyond the end of the file there is silence. A packed file (`.npy`) does not say its rate: `sampling_rate` must be
+    that of its manifest, which datasets check once.
     """
     path = Path(path)
     if path.suffix.lower() in DIRECT_SUFFIXES:
         return _read_direct(path, start_s, num_samples, sampling_rate)
-    packed = packed_audio(path, sampling_rate, cache_dir)
+    packed = open_packed(path) if path.suffix == PACKED_SUFFIX else packed_audio(path, sampling_rate, cache_dir)
     start = round(start_s * sampling_rate)
     piece = torch.from_numpy(packed[start : start + num_samples].astype(np.float32) / 32768)
     return torch.nn.functional.pad(piece, (0, num_samples - len(piece)))
@@ -103,6 +105,24 @@ def _read_direct(path: Path, start_s: float, num_samples: int, sampling_rate: in
     return piece[skipped : skipped + num_samples]
 
 
+def read_mono(path: str | os.PathLike, sampling_rate: int, packed_rate: int | None = None) -> torch.Tensor:
+    """A whole file, mono (mean of channels), at `sampling_rate`: `(T,)` float32.
+
+    Args:
+        packed_rate: rate of a packed file (`.npy`), which does not say it itself; others say theirs.
+
+    Raises:
+        AudioReadError: no audio, no samples, or NaN.
+    """
+    path = Path(path)
+    if path.suffix == PACKED_SUFFIX:
+        waveform, rate = open_packed(path)[None].astype(np.float32) / 32768, packed_rate
+    else:
+        waveform, rate = read_audio(path)
+    _check(path, waveform)
+    return resample(torch.from_numpy(waveform).mean(dim=0), rate, sampling_rate)
+
+
 @lru_cache(maxsize=256)
 def packed_audio(path: Path, sampling_rate: int, cache_dir: str | os.PathLike) -> np.ndarray:
     """A whole file as int16 mono at `sampling_rate`, memory-mapped from `cache_dir`, where the first call puts it.
@@ -111,15 +131,40 @@ def packed_audio(path: Path, sampling_rate: int, cache_dir: str | os.PathLike) -
     """
     stat = path.stat()
     key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{sampling_rate}"
-    target = Path(cache_dir) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+    target = Path(cache_dir) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}{PACKED_SUFFIX}"
     if not target.exists():
-        waveform, rate = read_audio(path)
-        _check(path, waveform)
-        mono = resample(torch.from_numpy(waveform).mean(dim=0), rate, sampling_rate)
-        packed = (mono.clamp(-1, 1) * 32767).round().to(torch.int16).numpy()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Workers may pack one file at the same time: each writes its own, the last rename wins.
-        with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".tmp", delete=False) as temporary:
-            np.save(temporary, packed)
-        os.replace(temporary.name, target)
-    return np.load(target, mmap_mode="r")
+        mono = read_mono(path, sampling_rate)
+        write_packed(target, (mono.clamp(-1, 1) * 32767).round().to(torch.int16).numpy())
+    return open_packed(target)
+
+
+@lru_cache(maxsize=256)
+def open_packed(path: Path) -> np.ndarray:
+    """A packed file `(T,)` int16, memory-mapped; the handle is kept.
+
+    Raises:
+        AudioReadError: missing, truncated, or no array of this kind.
+    """
+    try:
+        packed = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise AudioReadError(f"Cannot read {path}: {error}") from error
+    if packed.dtype != np.int16 or packed.ndim != 1:
+        raise AudioReadError(
+            f"Cannot read {path}: expected int16 of shape (T,) as `mss-lm prepare pack` writes it, "
+            f"got {packed.dtype} of shape {packed.shape}."
+        )
+    return packed
+
+
+def write_packed(path: Path, packed: np.ndarray):
+    """Write `(T,)` int16; the file appears complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Workers may pack one file at the same time: each writes its own, the last rename wins.
+    temporary = path.with_name(f".{path.stem}-{uuid4().hex}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            np.save(file, packed)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from .audio_files import default_cache_dir, read_piece
+from .audio_files import PACKED_SUFFIX, default_cache_dir, read_piece
 from .manifest import Song, read_manifest
 
 SILENCE_RMS = 1e-3  # -60 dBFS: a crop whose mixture is quieter is drawn again
@@ -36,7 +36,8 @@ class StemDataset(Dataset):
         cache_dir: where formats that do not seek well are packed.
 
     Raises:
-        ValueError: no song of the split, unknown sources in `source_weights`, or impossible values.
+        ValueError: no song of the split, packed songs of another rate, unknown sources in `source_weights`, or
+            impossible values.
     """
 
     def __init__(
@@ -66,17 +67,20 @@ class StemDataset(Dataset):
             self.songs = [song for song in self.songs if song.confidence is None or song.confidence >= min_confidence]
         if not self.songs:
             raise ValueError(f"No song of split {split!r} in {manifests}.")
-        self.shares = _shares(self.songs, source_weights)
+        for song in self.songs:
+            self._check_packed_rate(song)
+        shares = _shares(self.songs, source_weights)
+        self._cumulated = _cumulated(shares)
         duration = sum(song.duration for song in self.songs)
         self.epoch_size = epoch_size or max(1, round(duration / crop_s))
         # Shared memory: workers that outlive an epoch see the new number.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         # A remixed stem comes from songs that have it.
-        self._shares_of = {}
+        self._cumulated_of = {}
         for stem in self.stems:
-            has_stem = np.array([bool(self._paths(song, stem)) for song in self.songs])
-            shares = self.shares * has_stem
-            self._shares_of[stem] = shares / shares.sum() if shares.sum() > 0 else None
+            has_stem = np.array([bool(self.paths(song, stem)) for song in self.songs])
+            shares_of = shares * has_stem
+            self._cumulated_of[stem] = _cumulated(shares_of / shares_of.sum()) if shares_of.sum() > 0 else None
 
     def set_epoch(self, epoch: int):
         """Draw other crops: to be called before every epoch."""
@@ -92,34 +96,58 @@ class StemDataset(Dataset):
         """
         if not 0 <= index < len(self):
             raise IndexError(f"Crop {index} of {len(self)}.")
-        rng = np.random.default_rng([self.seed, int(self._epoch), index])
+        rng = self.rng(index)
         for _ in range(MAX_ATTEMPTS):
-            stems, song_ids = self._draw(rng)
+            places = self.draw(rng)
+            stems = self.read(places)
             mixture = stems.sum(dim=0)
             if mixture.square().mean().sqrt() > SILENCE_RMS:
                 break
-        return {"stems": stems, "mixture": mixture, "song_ids": song_ids}
+        return {"stems": stems, "mixture": mixture, "song_ids": [self.songs[song].id for song, _ in places]}
 
-    def _draw(self, rng: np.random.Generator) -> tuple[torch.Tensor, list[str]]:
-        song, start_s = self._draw_place(rng, self.shares)
-        places = [(song, start_s)] * len(self.stems)
-        if rng.random() < self.remix_probability:
-            shares = [self._shares_of[stem] for stem in self.stems]
-            places = [(song, start_s) if share is None else self._draw_place(rng, share) for share in shares]
+    def rng(self, index: int) -> np.random.Generator:
+        """Where the draws of crop `index` of this epoch come from; any index from 0 on, beyond the epoch's end too."""
+        return np.random.default_rng([self.seed, int(self._epoch), index])
+
+    def draw(self, rng: np.random.Generator) -> list[tuple[int, float]]:
+        """Choose a crop without reading it: of each stem the number of its song and the start in seconds."""
+        place = self._draw_place(rng, self._cumulated)
+        if rng.random() >= self.remix_probability:
+            return [place] * len(self.stems)
+        shares = [self._cumulated_of[stem] for stem in self.stems]
+        return [place if share is None else self._draw_place(rng, share) for share in shares]
+
+    def read(self, places: list[tuple[int, float]]) -> torch.Tensor:
+        """The crop at what `draw` chose: `(S, T)` float32."""
         stems = torch.zeros(len(self.stems), self.num_samples)
-        for row, stem, (source, start) in zip(stems, self.stems, places):
-            for path in self._paths(source, stem):
-                row += read_piece(path, start, self.num_samples, self.sampling_rate, self.cache_dir)
-        return stems, [source.id for source, _ in places]
+        for row, stem, (song, start_s) in zip(stems, self.stems, places):
+            for path in self.paths(self.songs[song], stem):
+                row += read_piece(path, start_s, self.num_samples, self.sampling_rate, self.cache_dir)
+        return stems
 
-    def _draw_place(self, rng: np.random.Generator, shares: np.ndarray) -> tuple[Song, float]:
-        song = self.songs[rng.choice(len(self.songs), p=shares)]
-        return song, rng.uniform(0, max(0.0, song.duration - self.num_samples / self.sampling_rate))
+    def paths(self, song: Song, stem: str) -> list[Path]:
+        """Files of a song that make up a stem: see `stem_paths`."""
+        return stem_paths(song, stem, self.stems)
 
-    def _paths(self, song: Song, stem: str) -> list[Path]:
-        if stem != "other":
-            return song.paths(stem)
-        return [path for name in song.stems if name == "other" or name not in self.stems for path in song.paths(name)]
+    def _draw_place(self, rng: np.random.Generator, cumulated: np.ndarray) -> tuple[int, float]:
+        # What `rng.choice(len(songs), p=shares)` does, without summing up the shares at every draw.
+        song = int(cumulated.searchsorted(rng.random(), side="right"))
+        return song, rng.uniform(0, max(0.0, self.songs[song].duration - self.num_samples / self.sampling_rate))
+
+    def _check_packed_rate(self, song: Song):
+        files = [path for stem in self.stems for path in self.paths(song, stem)]
+        if song.sampling_rate != self.sampling_rate and any(path.suffix == PACKED_SUFFIX for path in files):
+            raise ValueError(
+                f"The song {song.id!r} is packed at {song.sampling_rate} Hz, and the dataset is to have "
+                f"{self.sampling_rate}: pack it again with `mss-lm prepare pack --sampling_rate {self.sampling_rate}`."
+            )
+
+
+def stem_paths(song: Song, stem: str, stems: list[str]) -> list[Path]:
+    """Files that make up one of `stems`; "other" has those of all stems that are not in `stems` too."""
+    if stem != "other":
+        return song.paths(stem)
+    return [path for name in song.stems if name == "other" or name not in stems for path in song.paths(name)]
 
 
 def _all_songs(manifests) -> list[Song]:
@@ -145,3 +173,8 @@ def _shares(songs: list[Song], source_weights: dict[str, float] | None) -> np.nd
         of_source = sources == source
         shares[of_source] = weight * durations[of_source] / durations[of_source].sum()
     return shares / shares.sum()
+
+
+def _cumulated(shares: np.ndarray) -> np.ndarray:
+    cumulated = shares.cumsum()
+    return cumulated / cumulated[-1]

@@ -23,6 +23,7 @@ class HCodecConfig(PreTrainedConfig):
         dead_code_threshold (`float`): in training, an entry used less than this share of uniform usage is replaced by
             a vector of the batch. 0 switches revival off, as in the published training.
         encoder_*, decoder_* : the acoustic path. `intermediate_size` is that of the ConvNeXt blocks.
+        decoder_dropout (`float`): in the decoder's residual blocks.
         semantic_feature_size (`int`): width of the semantic features (HuBERT's hidden size).
         semantic_encoder_*, semantic_decoder_* : the convolutional adapters of the semantic path.
         semantic_sampling_rate (`int`): rate in hertz (Hz) at which HuBERT hears the waveform.
@@ -47,7 +48,7 @@ class HCodecConfig(PreTrainedConfig):
     codebook_size: int = 1024
     codebook_decay: float = 0.99
     kmeans_iterations: int = 50
-    dead_code_threshold: float = 0.1
+    dead_code_threshold: float | int = 0.1
 
     encoder_hidden_size: int = 1536
     encoder_intermediate_size: int = 4608
@@ -58,6 +59,7 @@ class HCodecConfig(PreTrainedConfig):
     decoder_intermediate_size: int = 4608
     decoder_convnext_layers: int = 32
     decoder_transformer_layers: int = 2
+    decoder_dropout: float | int = 0.1
 
     semantic_feature_size: int = 768
     semantic_encoder_hidden_size: int = 1536

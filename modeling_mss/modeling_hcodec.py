@@ -78,7 +78,7 @@ class HCodecConvNeXtBlock(nn.Module):
 class HCodecResnetBlock(nn.Module):
     """Two normalised convolutions around a residual connection; `(B, C, L)`."""
 
-    def __init__(self, hidden_size: int, dropout: float = 0.1):
+    def __init__(self, hidden_size: int, dropout: float):
         super().__init__()
         self.norm1 = nn.GroupNorm(32, hidden_size, eps=1e-6)
         self.conv1 = nn.Conv1d(hidden_size, hidden_size, kernel_size=3, padding=1)
@@ -184,11 +184,11 @@ class HCodecDecoder(nn.Module):
         self.n_fft, self.stft_hop_length, self.stride = config.n_fft, config.stft_hop_length, config.stride
         kernel_size = config.stride + 1
         self.embed = nn.Conv1d(2 * config.latent_size, hidden_size, kernel_size, padding=kernel_size // 2)
-        self.resnet_in = nn.ModuleList([HCodecResnetBlock(hidden_size) for _ in range(2)])
+        self.resnet_in = nn.ModuleList([HCodecResnetBlock(hidden_size, config.decoder_dropout) for _ in range(2)])
         self.transformer = nn.ModuleList(
             [HCodecTransformerLayer(hidden_size) for _ in range(config.decoder_transformer_layers)]
         )
-        self.resnet_out = nn.ModuleList([HCodecResnetBlock(hidden_size) for _ in range(2)])
+        self.resnet_out = nn.ModuleList([HCodecResnetBlock(hidden_size, config.decoder_dropout) for _ in range(2)])
         self.group_norm = nn.GroupNorm(32, hidden_size, eps=1e-6)
         self.norm = nn.LayerNorm(hidden_size, eps=1e-6)
         self.convnext = nn.ModuleList(
@@ -456,11 +456,21 @@ class HCodecModel(PreTrainedAudioTokenizerBase):
         latents = torch.cat((acoustic_latents, semantic_latents), dim=1)
         return HCodecDecoderOutput(audio_values=self.decoder(latents.to(self.decoder.embed.weight.dtype)))
 
-    def forward(self, input_values: torch.Tensor, semantic_features: torch.Tensor | None = None) -> HCodecOutput:
-        """Encode, quantize (in training mode also updating the codebooks), decode and cut back to T samples."""
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        semantic_features: torch.Tensor | None = None,
+        num_codebooks: torch.Tensor | None = None,
+    ) -> HCodecOutput:
+        """Encode, quantize (in training mode also updating the codebooks), decode and cut back to T samples.
+
+        Args:
+            num_codebooks: `(B,)` int: clip b is decoded from the first `num_codebooks[b]` layers of both paths only
+                (quantizer dropout). All layers if not given. The other arguments as in `encode_latents`.
+        """
         acoustic_latents, semantic_latents, semantic_features = self.encode_latents(input_values, semantic_features)
-        acoustic = self.acoustic_quantizer(acoustic_latents)
-        semantic = self.semantic_quantizer(semantic_latents)
+        acoustic = self.acoustic_quantizer(acoustic_latents, num_codebooks)
+        semantic = self.semantic_quantizer(semantic_latents, num_codebooks)
         audio_values = self.decode_latents(acoustic.quantized, semantic.quantized).audio_values
         return HCodecOutput(
             audio_values=audio_values[..., : input_values.shape[-1]],

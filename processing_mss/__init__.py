@@ -14,6 +14,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .audio_io_mss import AUDIO_SUFFIXES, AudioReadError, AudioWriteError, check_format, read_audio, write_audio
 from .feature_extraction_mss import MssFeatureExtractor, log_mel_spectrogram
+from .filtering_mss import filter_windows, wiener_filter
 from .pipeline_mss import AudioSourceSeparationPipeline
 from .processing_mss import MssProcessor
 from .resampling_mss import resample
@@ -44,8 +45,10 @@ __all__ = [
     "MssFeatureExtractor",
     "MssProcessor",
     "check_format",
+    "filter_windows",
     "log_mel_spectrogram",
     "read_audio",
     "resample",
+    "wiener_filter",
     "write_audio",
 ]

@@ -5,14 +5,16 @@ import pickle
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from safetensors.torch import load_file, save_file
+from torch.multiprocessing import start_processes
 from transformers import AutoModel, HubertModel
 
 from modeling_mss import HCodecConfig, HCodecModel
 from modeling_mss.convert_hcodec import convert, convert_upstream_config, convert_upstream_state_dict
 from modeling_mss.modeling_hcodec import HubertFeatures, decimate
-from modeling_mss.quantization_hcodec import HCodecResidualVectorQuantizer
+from modeling_mss.quantization_hcodec import HCodecResidualVectorQuantizer, kmeans
 from processing_mss.resampling_mss import resample
 from tests.tiny import tiny_codec, tiny_hubert_config
 
@@ -256,6 +258,119 @@ def test_quantizer_learns_its_data_and_revives_dead_codes():
     torch.testing.assert_close(
         quantizer.decode(quantizer.encode(latents)), quantizer(latents).quantized, atol=1e-4, rtol=0
     )
+
+
+def small_quantizer(**options) -> HCodecResidualVectorQuantizer:
+    sizes = {"latent_size": 8, "num_codebooks": 3, "codebook_size": 32, "kmeans_iterations": 5}
+    return HCodecResidualVectorQuantizer(HCodecConfig(**sizes, **options, decoder_only=True)).train()
+
+
+def trained_quantizer(batches: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Codebooks after one step per batch `(steps, B, D, F)`; the threshold makes revival common."""
+    quantizer = small_quantizer(dead_code_threshold=0.5)
+    for latents in batches:
+        codes = quantizer(latents).codes
+    return {**quantizer.state_dict(), "codes": codes}
+
+
+def train_as_one_of_two(rank: int, folder, batches: torch.Tensor):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.manual_seed(rank)  # as in training, where processes draw different crops
+    torch.save(trained_quantizer(batches.chunk(2, dim=1)[rank]), folder / f"{rank}.pt")
+    vectors = batches[0].transpose(1, 2).flatten(0, 1)
+    torch.save(kmeans(vectors[: rank * 20], 16, 5), folder / f"kmeans_{rank}.pt")  # nothing in the first process
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("frames", [40, 5])  # with 5 there are fewer vectors than entries
+def test_two_processes_train_the_codebooks_of_one(tmp_path, frames):
+    batches = torch.randn(4, 4, 8, frames, generator=torch.Generator().manual_seed(1))
+    batches[2, 3, 0, 0] = torch.nan
+    # Forked, since starting Python and importing transformers twice takes longer than all of this file.
+    start_processes(train_as_one_of_two, (tmp_path, batches), nprocs=2, start_method="fork")
+    torch.manual_seed(0)
+    expected = trained_quantizer(batches)
+    both = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    codes = torch.cat([state.pop("codes") for state in both])
+    assert torch.equal(codes, expected.pop("codes"))
+    for name, value in expected.items():
+        assert torch.equal(both[0][name], both[1][name])
+        # 1e-5: the sums over vectors are taken in another order.
+        torch.testing.assert_close(both[0][name], value, atol=1e-5, rtol=1e-5)
+    first, second = (torch.load(tmp_path / f"kmeans_{rank}.pt") for rank in range(2))
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1]) and first[1].sum() == 20
+
+
+def test_kmeans_finds_clusters_and_leaves_out_what_is_not_finite(monkeypatch):
+    torch.manual_seed(0)
+    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    vectors = centres.repeat(50, 1) + 0.1 * torch.randn(150, 2)
+    vectors = torch.cat((torch.tensor([[torch.nan, 0.0], [torch.inf, 1.0]]), vectors))
+    torch.manual_seed(3)  # picks one vector of each cluster, without which k-means may stop at a local optimum
+    centroids, counts = kmeans(vectors, 3, 10)
+    assert torch.equal(counts, torch.full((3,), 50.0))
+    assert torch.cdist(centres, centroids).min(dim=1).values.max() < 0.1
+    torch.manual_seed(3)
+    monkeypatch.setattr("modeling_mss.quantization_hcodec.DISTANCES_AT_ONCE", 100)  # 33 vectors at once
+    assert torch.equal(kmeans(vectors, 3, 10)[0], centroids)
+    with pytest.raises(ValueError, match="finite"):
+        kmeans(vectors[:2], 3, 10)
+
+
+def test_latents_that_are_not_finite_leave_no_trace_in_the_codebooks():
+    torch.manual_seed(0)
+    quantizer, expected = small_quantizer(dead_code_threshold=0), small_quantizer(dead_code_threshold=0)
+    latents = torch.randn(3, 8, 64)
+    quantizer(latents)
+    expected.load_state_dict(quantizer.state_dict())
+    poisoned = latents.clone()
+    poisoned[1, 2] = torch.nan
+    poisoned[2, 1, ::2] = torch.inf
+    quantizer(poisoned)
+    expected(torch.cat((latents[0], latents[2, :, 1::2]), dim=1)[None])  # what is left
+    for name, value in quantizer.state_dict().items():
+        # 1e-5: the sums over vectors are taken in another order.
+        torch.testing.assert_close(value, expected.state_dict()[name], atol=1e-5, rtol=1e-5)
+
+
+def test_whether_codebooks_have_started_is_read_from_the_device_once():
+    torch.manual_seed(0)
+    quantizer, latents = small_quantizer(), torch.randn(2, 8, 40)
+    fresh = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    quantizer(latents)
+    for layer in quantizer.layers:
+        layer.initialized.fill_(False)  # nobody looks any more
+    quantizer(latents)
+    assert not any(layer.initialized for layer in quantizer.layers)
+    quantizer.load_state_dict(fresh)
+    quantizer(latents)
+    assert all(layer.initialized for layer in quantizer.layers)
+
+
+def test_quantizer_dropout_sums_the_first_layers_of_each_clip():
+    torch.manual_seed(0)
+    quantizer, same = small_quantizer(), small_quantizer()
+    latents = torch.randn(3, 8, 40)
+    quantizer(latents)
+    same.load_state_dict(quantizer.state_dict())
+    torch.manual_seed(1)
+    whole = same(latents)
+    expected = quantizer.codebooks.clone()
+    torch.manual_seed(1)
+    output = quantizer(latents, torch.tensor([1, 2, 3]))
+    for clip, layers in enumerate((1, 2, 3)):
+        rows = sum(expected[layer, output.codes[clip, layer]] for layer in range(layers))
+        # 1e-5: the straight-through sum x + (q - x) rounds at the size of x.
+        torch.testing.assert_close(output.quantized[clip], rows.t(), atol=1e-5, rtol=0)
+    assert torch.equal(output.codes, whole.codes) and output.commitment_loss == whole.commitment_loss
+    assert torch.equal(quantizer.codebooks, same.codebooks)
+    with pytest.raises(ValueError, match=r"\(3,\)"):
+        quantizer(latents, torch.tensor([1, 2]))
+    codec, waveform = tiny_codec(), torch.randn(2, 7680)
+    whole, first = codec(waveform), codec(waveform, num_codebooks=torch.tensor([4, 1]))
+    assert torch.equal(first.audio_values[0], whole.audio_values[0])
+    expected = codec.decode(whole.acoustic_codes[1:, :1], whole.semantic_codes[1:, :1]).audio_values[0]
+    torch.testing.assert_close(first.audio_values[1], expected, atol=1e-5, rtol=0)
 
 
 def test_gradients_pass_straight_through_and_reach_every_parameter():

@@ -1,8 +1,13 @@
 """The tiny models that tests, and the untrained checkpoint of the package, are built from."""
 
+from pathlib import Path
+
+import numpy as np
 import torch
+import yaml
 from transformers import HubertConfig
 
+from data_mss.manifest import ManifestWriter, Song
 from modeling_mss import HCodecConfig, HCodecModel, MssConfig, MssForConditionalGeneration
 from processing_mss import MssFeatureExtractor, MssProcessor
 
@@ -72,9 +77,9 @@ def tiny_config(**options) -> MssConfig:
     )
 
 
-def tiny_codec(seed: int = 0) -> HCodecModel:
+def tiny_codec(seed: int = 0, num_codebooks: int = 4) -> HCodecModel:
     torch.manual_seed(seed)
-    return HCodecModel(tiny_codec_config()).eval()
+    return HCodecModel(tiny_codec_config(num_codebooks)).eval()
 
 
 def tiny_model(seed: int = 0, **options) -> MssForConditionalGeneration:
@@ -86,3 +91,73 @@ def tiny_processor(config: MssConfig | None = None) -> MssProcessor:
     config = config or tiny_config()
     features = "waveform" if config.conditional_encoder == "hubert" else "log_mel"
     return MssProcessor(MssFeatureExtractor(features=features), stems=config.stems)
+
+
+def tiny_training_config(folder: Path, base: str = "tiny.yaml") -> Path:
+    """A training configuration over one of `configs/`, with models as small as those above and no dropout.
+
+    Everything that makes the ablations what they are is left as the base has it.
+    """
+    root = Path(__file__).resolve().parents[1]
+    codec = tiny_codec_config(num_codebooks=16 if base.startswith("paper") else 4).to_diff_dict()
+    for name in ("model_type", "transformers_version", "semantic_model_config", "semantic_feature_size"):
+        codec.pop(name, None)
+    crops = {"crop_s": 0.96, "batch_size": 2, "input": "files"}
+    optimizer = {"learning_rate": 2e-3, "warmup_steps": 4}
+    stage = {"crops": crops, "optimizer": optimizer, "max_steps": 4, "validation_crops": 2, "mixed_precision": "no"}
+    no_dropout = ("hidden_dropout", "attention_dropout", "feat_proj_dropout", "layerdrop")
+    hubert = {**tiny_hubert_config().to_diff_dict(), **dict.fromkeys(no_dropout, 0.0)}
+    for name in ("model_type", "transformers_version"):
+        hubert.pop(name, None)
+    separator = {
+        "decoder_config": {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "attention_dropout": 0.0,
+        },
+    }
+    if base != "paper_a1.yaml":
+        separator["encoder_config"] = {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "conv_norm": "layer_norm",
+            "dropout": 0.0,
+        }
+    values = {
+        "base": str(root / "configs" / base),
+        "hubert": {**stage, "model": hubert, "num_mel_units": 8, "num_feature_units": 8, "feature_layer": 1},
+        "codec": {**stage, "model": {**codec, "decoder_dropout": 0.0}},
+        "separator": {**stage, "model": separator, "generated_crops": 1},
+    }
+    path = folder / f"training_{base}"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def small_corpus(folder: Path, songs: int = 2, seconds: float = 3.0) -> Path:
+    """A packed corpus of made-up songs, one of them for validation; the folder of its manifest."""
+    rng = np.random.default_rng(0)
+    num_samples = int(48000 * seconds)
+    time = np.arange(num_samples) / 48000
+    writer = ManifestWriter(folder / "manifest.jsonl")
+    for number in range(songs + 1):
+        pitch = 110 * 2 ** (number / 5)
+        sounds = {
+            "vocals": 0.2 * np.sin(4 * np.pi * pitch * time + 2 * np.sin(30 * time)),
+            "drums": 0.3 * rng.standard_normal(num_samples) * np.exp(-20 * (time % 0.4)),
+            "bass": 0.2 * np.sign(np.sin(np.pi * pitch * time)),
+            "other": 0.1 * (np.sin(6 * np.pi * pitch * time) + np.sin(7.5 * np.pi * pitch * time)),
+        }
+        stems = {}
+        for stem, waveform in sounds.items():
+            path = folder / f"{number}_{stem}.npy"
+            np.save(path, (waveform.clip(-1, 1) * 32767).astype(np.int16))
+            stems[stem] = [str(path)]
+        split = "validation" if number == songs else "train"
+        song = Song(f"song{number}", split, stems, seconds, 48000, source="made", licence="CC0-1.0")
+        writer.add(song)
+    return folder

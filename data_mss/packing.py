@@ -1,0 +1,81 @@
+"""Manifests of any audio -> packed songs: one int16 array per stem, read by training without audio libraries."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from .audio_files import PACKED_SUFFIX, read_mono, write_packed
+from .dataset import stem_paths
+from .manifest import ManifestWriter, Song, read_manifest
+from .preparing import PrepareReport, prepare_songs
+
+PEAK = 32767 / 32768  # the largest sample that int16 holds
+
+
+def prepare_packed(
+    manifests: Iterable[str | os.PathLike],
+    output_dir: str | os.PathLike,
+    sampling_rate: int = 48000,
+    stems: Iterable[str] = ("vocals", "drums", "bass", "other"),
+) -> PrepareReport:
+    """Write `output_dir/<song>/<stem>.npy`, mono int16, and `output_dir/manifest.jsonl`.
+
+    The files of a stem are summed and then rounded. Where a stem would be cut at full scale, all stems of its song are
+    scaled by one factor, so that none is: levels within a song stay true. Id, split, source, licence and confidence
+    are kept; the mixture is not packed, since training sums the stems. Packed songs may be packed again.
+
+    Args:
+        manifests: files, or folders of them.
+        sampling_rate: of the packed songs, in hertz (Hz).
+        stems: those to be packed. Others count as "other" if that is among them and are left out if not.
+
+    Raises:
+        ValueError: two songs of one id, ids that lead out of the folder, no stem, or a folder of songs packed at
+            another rate.
+    """
+    output_dir, stems = Path(output_dir), list(stems)
+    if sampling_rate <= 0 or not stems:
+        raise ValueError(f"Need a positive sampling rate and a stem at least, got {sampling_rate} and {stems}.")
+    songs = [song for manifest in manifests for song in read_manifest(manifest)]
+    twice = [song_id for song_id, count in Counter(song.id for song in songs).items() if count > 1]
+    if twice:
+        raise ValueError(f"The manifests have several songs of the ids {twice[:5]}: pack them into separate folders.")
+    for song in songs:
+        if not (output_dir / song.id).resolve().is_relative_to(output_dir.resolve()):
+            raise ValueError(f"The id {song.id!r} leads out of {output_dir}: rename the song.")
+    writer = ManifestWriter(output_dir / "manifest.jsonl")
+    packed_rates = {song.sampling_rate for song in read_manifest(writer.path)} if writer.ids else set()
+    if packed_rates - {sampling_rate}:
+        raise ValueError(
+            f"{output_dir} holds songs packed at {sorted(packed_rates)} Hz, not at {sampling_rate}: use another folder."
+        )
+    jobs = ((song.id, lambda s=song: _pack(s, output_dir / s.id, sampling_rate, stems)) for song in songs)
+    return prepare_songs(writer, jobs, "pack", total=len(songs))
+
+
+def _pack(song: Song, folder: Path, sampling_rate: int, stems: list[str]) -> Song:
+    waveforms = {}
+    for stem in stems:
+        files = [read_mono(path, sampling_rate, song.sampling_rate) for path in stem_paths(song, stem, stems)]
+        if files:
+            length = max(len(file) for file in files)
+            waveforms[stem] = sum(torch.nn.functional.pad(file, (0, length - len(file))) for file in files)
+    if not waveforms:
+        raise ValueError(f"it has none of the stems {stems}, only {list(song.stems)}.")
+    factor = min(1.0, PEAK / max(1e-8, *(waveform.abs().max().item() for waveform in waveforms.values())))
+    for stem, waveform in waveforms.items():
+        packed = (waveform * factor * 32768).round().clamp(-32768, 32767)
+        write_packed(folder / f"{stem}{PACKED_SUFFIX}", packed.to(torch.int16).numpy())
+    return Song(
+        id=song.id,
+        split=song.split,
+        stems={stem: [str(folder / f"{stem}{PACKED_SUFFIX}")] for stem in waveforms},
+        duration=max(len(waveform) for waveform in waveforms.values()) / sampling_rate,
+        sampling_rate=sampling_rate,
+        source=song.source,
+        licence=song.licence,
+        confidence=song.confidence,
+    )

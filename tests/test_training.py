@@ -1,0 +1,276 @@
+"""Training as a user runs it: the script, its folders, what happens when it is killed."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_accelerate
+from modeling_mss import HCodecModel, MssForConditionalGeneration
+from tests.tiny import small_corpus, tiny_codec, tiny_model, tiny_processor, tiny_training_config
+from training_mss.configuration import load_config
+from training_mss.optimization import learning_rate_factor
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_cpu():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        yield
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return small_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def codec_dir(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("codec")
+    tiny_codec().save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def config(tmp_path) -> Path:
+    return tiny_training_config(tmp_path)
+
+
+def arguments(stage: str, config: Path, corpus: Path, output_dir: Path, *more: str) -> list[str]:
+    settings = ["--stage", stage, "--config", str(config), "--manifests", str(corpus), "--output_dir", str(output_dir)]
+    often = ["--logging_steps", "1", "--validation_steps", "4", "--checkpointing_steps", "2", "--num_workers", "0"]
+    return [*settings, *often, *more]
+
+
+def read_log(output_dir: Path, part: str = "train") -> dict[int, dict]:
+    """Numbers by step, without those of speed."""
+    records = [json.loads(line) for line in (output_dir / "log.jsonl").read_text().splitlines()]
+    timed = ("second", "model_flops")
+    return {
+        record["step"]: {name: value for name, value in record.items() if not any(word in name for word in timed)}
+        for record in records
+        if any(name.startswith(part) for name in record)
+    }
+
+
+def start_training(*argument_lists: list[str], processes: int = 1) -> list[subprocess.Popen]:
+    """The script in other processes, once after another with each list of arguments."""
+    code = (
+        "import json, sys, torch, train_accelerate\n"
+        "from accelerate.state import AcceleratorState, GradientState\n"
+        "torch.set_num_threads(1)\n"
+        "for arguments in json.loads(sys.argv[1]):\n"
+        "    AcceleratorState._reset_state(); GradientState._reset_state()\n"
+        "    if train_accelerate.main(arguments): sys.exit(1)\n"
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    running = []
+    for rank in range(processes):
+        place = {**address, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+        running.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code, json.dumps(argument_lists)],
+                env={**ENVIRONMENT, **(place if processes > 1 else {})},
+                cwd=ROOT,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return running
+
+
+def run_training(*argument_lists: list[str], processes: int = 1) -> None:
+    """The same, until it is done."""
+    running = start_training(*argument_lists, processes=processes)
+    for process in running:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors[-4000:]
+
+
+def test_three_stages_on_two_processes_equal_one_process_with_twice_the_batch(tmp_path, config, corpus):
+    """Also: each stage reads what the one before has written, and the last one separates a song."""
+
+    def chain(name: str, batch_size: int) -> list[list[str]]:
+        folder = tmp_path / name
+        folder.mkdir()
+        relabel = ["hubert.relabel_step=2"]
+        lists = []
+        for stage, more in (
+            ("hubert", []),
+            ("codec", ["--hubert", f"{tmp_path}/one/hubert/final"]),
+            ("separator", ["--codec", f"{tmp_path}/one/codec/final"]),
+        ):
+            settings = [f"{stage}.crops.batch_size={batch_size}", *relabel]
+            lists.append(arguments(stage, config, corpus, folder / stage, "--set", *settings, *more))
+        return lists
+
+    run_training(*chain("one", batch_size=4))
+    run_training(*chain("two", batch_size=2), processes=2)
+    for stage in ("hubert", "codec", "separator"):
+        one, two = (read_log(tmp_path / name / stage) for name in ("one", "two"))
+        assert list(one) == list(two) == [1, 2, 3, 4]
+        for step in one:
+            # float32 sums in another order; four steps of Adam carry them on
+            assert one[step] == pytest.approx(two[step], abs=1e-4, rel=1e-4), (stage, step)
+    final = tmp_path / "one" / "separator" / "final"
+    assert "CC0-1.0" in (final / "README.md").read_text()
+    model = MssForConditionalGeneration.from_pretrained(final)
+    codec = HCodecModel.from_pretrained(tmp_path / "one" / "codec" / "final")
+    assert torch.equal(model.codec.acoustic_quantizer.codebooks, codec.acoustic_quantizer.codebooks)
+    assert not model.config.untrained
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, config, corpus, codec_dir, processes):
+    dropout = ["separator.model.decoder_config.attention_dropout=0.2", "separator.model.encoder_config.dropout=0.2"]
+    settings = ["--set", *dropout, "separator.crops.remix_probability=0.5", "separator.max_steps=8"]
+    more = ["--codec", codec_dir, *settings]
+    run_training(arguments("separator", config, corpus, tmp_path / "whole", *more), processes=processes)
+
+    killed = tmp_path / "killed"
+    running = start_training(arguments("separator", config, corpus, killed, *more), processes=processes)
+    deadline = time.monotonic() + 120
+    while not list(killed.glob("checkpoints/step-*4")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for process in running:
+        process.kill()
+    for process in running:
+        process.communicate()
+    assert not (killed / "final").exists(), "the run was over before it could be killed"
+    resumed = arguments("separator", config, corpus, killed, "--resume", *more)
+    run_training(resumed, processes=processes)
+
+    for part in ("train", "validation"):  # the validation uses the moving average of the weights
+        assert read_log(killed, part) == read_log(tmp_path / "whole", part)
+    assert len(list(killed.glob("checkpoints/step-*"))) == 2
+    assert not list(killed.glob("checkpoints/.*"))
+
+
+@pytest.mark.parametrize("base", ["paper_a1.yaml", "paper_a2.yaml", "paper_a3.yaml", "paper.yaml"])
+def test_every_ablation_trains_through_its_configuration(tmp_path, corpus, base):
+    config = tiny_training_config(tmp_path, base)
+    codec = tiny_codec(num_codebooks=16)
+    codec.save_pretrained(tmp_path / "codec")
+    output_dir = tmp_path / "run"
+    more = ["--codec", str(tmp_path / "codec"), "--max_steps", "6"]
+    assert train_accelerate.main(arguments("separator", config, corpus, output_dir, *more)) == 0
+    losses = [record["train/loss"] for record in read_log(output_dir).values()]
+    assert losses[-1] < losses[0] - 0.5
+    model = MssForConditionalGeneration.from_pretrained(output_dir / "final")
+    expected = {
+        "paper_a1.yaml": ("hubert", "sequential", 2.0),
+        "paper_a2.yaml": ("conformer", "sequential", 8.0),
+        "paper_a3.yaml": ("conformer", "parallel", 2.0),
+        "paper.yaml": ("conformer", "sequential", 2.0),
+    }[base]
+    config = model.config
+    assert (config.conditional_encoder, config.track_generation, config.codebook_loss_weights[0]) == expected
+    if base == "paper_a1.yaml":  # the codec's HuBERT, and it did not change
+        ours, theirs = model.encoder.state_dict(), codec.semantic_model.state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_fine_tuning_with_other_stems_keeps_what_fits(tmp_path, config, corpus, codec_dir):
+    codec = HCodecModel.from_pretrained(codec_dir)
+    trained = tiny_model(track_embeddings=True, stems=["drums", "vocals"])
+    whole = codec.state_dict()
+    trained.codec.load_state_dict({name: whole[name] for name in trained.codec.state_dict()})
+    trained.save_pretrained(tmp_path / "trained")
+    tiny_processor(trained.config).save_pretrained(tmp_path / "trained")
+    more = ["--codec", codec_dir, "--init_from", str(tmp_path / "trained"), "--max_steps", "1"]
+    still = ["--set", "stems=[vocals, other]", "separator.optimizer.learning_rate=0", "separator.ema_decay=null"]
+    assert train_accelerate.main(arguments("separator", config, corpus, tmp_path / "run", *more, *still)) == 0
+    tuned = MssForConditionalGeneration.from_pretrained(tmp_path / "run" / "final")
+    assert tuned.config.stems == ["vocals", "other"]
+    assert torch.equal(tuned.track_embedding.weight[0], trained.track_embedding.weight[1])
+    assert torch.equal(tuned.acoustic_head.weight, trained.acoustic_head.weight)
+    # and a checkpoint of a run, which lacks the codec, is a start as well
+    checkpoint = next((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert not any("codec" in name for name in _names(checkpoint / "separator.safetensors"))
+
+
+def _names(path: Path) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return list(file.keys())
+
+
+def test_the_run_ends_in_time_with_a_checkpoint(tmp_path, config, corpus, codec_dir):
+    more = ["--codec", codec_dir, "--max_steps", "100000", "--max_train_minutes", "0.1"]
+    started = time.monotonic()
+    assert train_accelerate.main(arguments("separator", config, corpus, tmp_path / "run", *more)) == 0
+    assert time.monotonic() - started < 20
+    last = max(read_log(tmp_path / "run"))
+    assert (tmp_path / "run" / "checkpoints" / f"step-{last:08d}").is_dir()
+    assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) <= 2
+
+
+def test_losses_that_are_not_finite_are_skipped_counted_and_fatal(
+    tmp_path, config, corpus, codec_dir, monkeypatch, capsys
+):
+    forward = MssForConditionalGeneration.forward
+    bad_steps = {2, 3}
+    calls = []
+
+    def sometimes_infinite(self, **inputs):
+        output = forward(self, **inputs)
+        if self.training:
+            calls.append(None)
+            if len(calls) in bad_steps:
+                output.loss = output.loss * float("inf")
+        return output
+
+    monkeypatch.setattr(MssForConditionalGeneration, "forward", sometimes_infinite)
+    more = ["--codec", codec_dir, "--set", "separator.max_skipped_steps=3"]
+    assert train_accelerate.main(arguments("separator", config, corpus, tmp_path / "run", *more)) == 0
+    assert read_log(tmp_path / "run")[4]["train/num_skipped"] == 2
+    bad_steps.update(range(10_000))
+    assert train_accelerate.main(arguments("separator", config, corpus, tmp_path / "bad", *more)) == 1
+    assert "were not finite" in capsys.readouterr().err
+
+
+def test_the_bank_and_the_device_corpus_train_too(tmp_path, config, corpus, codec_dir):
+    for mode in ("device", "bank"):
+        settings = [f"separator.crops.input={mode}", "separator.crops.bank_size=6", "separator.crops.bank_refresh=2"]
+        output_dir = tmp_path / mode
+        more = ["--codec", codec_dir, "--report_to", "tensorboard", "--set", *settings]
+        assert train_accelerate.main(arguments("separator", config, corpus, output_dir, *more)) == 0
+        losses = [record["train/loss"] for record in read_log(output_dir).values()]
+        assert losses[-1] < losses[0]
+    assert list(output_dir.rglob("events.out.tfevents.*"))
+    assert list(output_dir.rglob("vocals_filtered.wav"))
+
+
+def test_wrong_usage_says_what_to_do(tmp_path, config, corpus, codec_dir, capsys):
+    def fails(stage, *more) -> str:
+        assert train_accelerate.main(arguments(stage, config, corpus, tmp_path / "run", *more)) == 1
+        return capsys.readouterr().err
+
+    assert "--codec" in fails("separator")
+    assert "--hubert" in fails("codec")
+    assert "allowed are" in fails("separator", "--set", "separator.crops.batchsize=3")
+    assert "`separator.max_steps` must be of type int" in fails("separator", "--set", "separator.max_steps=many")
+    (tmp_path / "run" / "checkpoints" / "step-00000004").mkdir(parents=True)
+    assert "--resume" in fails("separator", "--codec", codec_dir)
+
+
+def test_the_learning_rate_is_the_papers():
+    factor = learning_rate_factor(load_config(ROOT / "configs" / "paper.yaml").separator.optimizer)
+    assert factor(999) == pytest.approx(0.5)
+    assert factor(2000) == 1.0
+    assert factor(2000 + 34_657) == pytest.approx(0.5, abs=1e-4)  # half-life of 0.99998
+    assert factor(1_000_000) == 0.02

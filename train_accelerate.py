@@ -1,0 +1,180 @@
+"""Train a HuBERT, the codec or the separator.
+
+The three stages follow each other; each reads what the one before has left in its output folder:
+
+  accelerate launch train_accelerate.py --stage hubert    --config configs/tiny.yaml --manifests data/rendered \
+      --output_dir runs/hubert
+  accelerate launch train_accelerate.py --stage codec     --config configs/tiny.yaml --manifests data/rendered \
+      --hubert runs/hubert/final --output_dir runs/codec
+  accelerate launch train_accelerate.py --stage separator --config configs/tiny.yaml --manifests data/rendered \
+      --codec runs/codec/final --output_dir runs/separator
+
+  mss-lm separate song.mp3 --model runs/separator/final
+
+With a published codec only the last one is needed. Everything about recipe and architecture is in the configuration,
+and every field of it can be set here: --set separator.optimizer.learning_rate=1e-3. A run that was stopped, killed or
+ran out of time goes on with --resume, as if nothing had happened. See docs/training.md.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import set_seed
+
+import torchaudio_guard_mss  # noqa: F401
+from data_mss.manifest import read_manifest
+from training_mss.codec_step import CodecStage
+from training_mss.configuration import TrainingConfig, load_config
+from training_mss.export import publish, write_model_card
+from training_mss.hubert_step import HubertStage
+from training_mss.inputs import TrainingCrops, validation_batches
+from training_mss.loop import NonFiniteLossError, RunOptions, Training
+from training_mss.reporting import RunLog
+from training_mss.separator_step import SeparatorStage
+from training_mss.stage import Stage
+
+SAMPLING_RATE = 48000
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    what = parser.add_argument_group("what to train")
+    what.add_argument("--stage", choices=["hubert", "codec", "separator"], required=True)
+    what.add_argument("--config", required=True, metavar="FILE", help="a YAML file, as in configs/")
+    what.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change fields of the configuration")
+    what.add_argument("--manifests", nargs="+", required=True, metavar="PATH", help="made by `mss-lm prepare`")
+    what.add_argument("--hubert", metavar="PATH", help="for the codec: folder or Hub id, e.g. bosonai/hubert_base")
+    what.add_argument("--codec", metavar="PATH", help="for the separator: folder or Hub id of a whole codec")
+    what.add_argument(
+        "--init_from", metavar="PATH", help="codec or separator to go on from: folder, Hub id, checkpoint"
+    )
+
+    run = parser.add_argument_group("the run")
+    run.add_argument("--output_dir", type=Path, required=True, help="checkpoints, log.jsonl, samples, final/")
+    run.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the output folder")
+    run.add_argument("--max_steps", type=int, help="instead of the configuration's")
+    run.add_argument("--max_train_minutes", type=float, help="be done by then, checkpoint and export included")
+    run.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    run.add_argument("--num_workers", type=int, default=2, help="processes that read crops (default: %(default)s)")
+    run.add_argument("--cache_dir", help="for packed copies of lossy files (default: ~/.cache/mss-lm/packed)")
+
+    report = parser.add_argument_group("what it writes")
+    report.add_argument("--logging_steps", type=int, default=10, help="default: %(default)s")
+    report.add_argument("--validation_steps", type=int, default=1000, help="default: %(default)s")
+    report.add_argument("--checkpointing_steps", type=int, default=1000, help="default: %(default)s")
+    report.add_argument("--total_limit", type=int, default=2, help="checkpoints to keep (default: %(default)s)")
+    report.add_argument("--report_to", nargs="*", default=[], metavar="TRACKER", help="tensorboard, wandb, trackio")
+    report.add_argument("--push_to_hub", metavar="REPOSITORY", help="upload the result: organisation/name")
+    options = parser.parse_args(arguments)
+    if options.max_steps is not None:
+        options.set.append(f"{options.stage}.max_steps={options.max_steps}")
+    return options
+
+
+def build_stage(options: argparse.Namespace, config: TrainingConfig) -> Stage:
+    """The stage with its models.
+
+    Raises:
+        ValueError: a model that the stage needs was not named.
+    """
+    if options.stage == "hubert":
+        return HubertStage(config)
+    if options.stage == "codec":
+        return CodecStage(config, hubert_path=options.hubert, init_from=options.init_from)
+    if options.codec is None:
+        raise ValueError("The separator's stage needs a codec: pass --codec, e.g. the output of --stage codec.")
+    return SeparatorStage(config, codec_path=options.codec, init_from=options.init_from)
+
+
+def train(options: argparse.Namespace, started: float) -> None:
+    config = load_config(options.config, options.set)
+    stage_config = getattr(config, options.stage)
+    accelerator = Accelerator(
+        mixed_precision=stage_config.mixed_precision,
+        gradient_accumulation_steps=stage_config.gradient_accumulation_steps,
+        log_with=options.report_to or None,
+        project_dir=options.output_dir,
+        step_scheduler_with_optimizer=False,  # one step of the schedule per update, on any number of processes
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    torch.set_float32_matmul_precision("high")
+    set_seed(options.seed)  # the same initial weights in every process
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    if accelerator.trackers or options.report_to:
+        accelerator.init_trackers("mss-lm", config={"stage": options.stage, "seed": options.seed})
+
+    stage = build_stage(options, config)
+    stage.to(accelerator.device)
+    crops = TrainingCrops(
+        stage_config.crops,
+        options.manifests,
+        config.stems,
+        SAMPLING_RATE,
+        accelerator,
+        seed=options.seed,
+        num_workers=options.num_workers,
+        encode=getattr(stage, "tokenise", None),
+        cache_dir=options.cache_dir,
+    )
+    validation = validation_batches(
+        stage_config.crops,
+        options.manifests,
+        config.stems,
+        SAMPLING_RATE,
+        accelerator,
+        stage_config.validation_crops,
+        options.cache_dir,
+    )
+    log = RunLog(options.stage, options.output_dir, accelerator, SAMPLING_RATE)
+    training = Training(
+        stage,
+        crops,
+        validation,
+        accelerator,
+        RunOptions(
+            output_dir=options.output_dir,
+            seed=options.seed,
+            resume=options.resume,
+            max_train_minutes=options.max_train_minutes,
+            started=started,
+            checkpointing_steps=options.checkpointing_steps,
+            logging_steps=options.logging_steps,
+            validation_steps=options.validation_steps,
+            total_limit=options.total_limit,
+        ),
+        log,
+    )
+    state = training.run()
+    final = options.output_dir / "final"
+    training.export(final)
+    if accelerator.is_main_process:
+        songs = [song for manifest in options.manifests for song in read_manifest(manifest)]
+        write_model_card(final, options.stage, config, state, songs, log.last_scores)
+        if options.push_to_hub:
+            publish(final, options.push_to_hub)
+    accelerator.end_training()
+    accelerator.print(f"{options.stage}: {state.step} steps in {state.train_seconds / 60:.1f} min -> {final}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    started = time.monotonic()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it names every file of every checkpoint
+    options = parse_arguments(arguments)
+    try:
+        train(options, started)
+    except (ValueError, OSError, NonFiniteLossError) as error:
+        print(f"train_accelerate.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,287 @@
+"""What a YAML file of `configs/` may say: recipe and architecture of the three stages, as typed fields.
+
+A file may name another one as its `base` and then states only what differs:
+
+    base: paper.yaml
+    separator:
+      model: {conditional_encoder: hubert, encoder_config: null}
+
+Mappings are merged, everything else (lists, numbers, null) replaces what the base says.
+"""
+
+import dataclasses
+import os
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from data_mss.augmentation import StemAugmentation
+
+
+@dataclass
+class CropConfig:
+    """Which crops a stage sees, and what is done to them.
+
+    Args:
+        crop_s: length in seconds.
+        batch_size: crops of a process and micro-step; a crop holds all stems.
+        input: "files" (worker processes read pieces of files), "device" (the whole corpus lies in the accelerator's
+            memory as int16 and is cropped there) or "bank" (separator only: as "device", and crops are tokenised once,
+            kept, remixed freely and replaced slowly).
+        remix_probability: share of crops whose stems come from different songs.
+        source_weights, min_confidence: see `StemDataset`.
+        gain_range, polarity_probability, eq_gain_db, eq_probability: see `StemAugmentation`.
+        rms_range: level of the mixture, log-uniform; stems are scaled along.
+        bank_size: entries of the bank. bank_refresh: entries replaced in a step.
+    """
+
+    crop_s: float = 4.0
+    batch_size: int = 24
+    input: str = "files"
+    remix_probability: float = 0.0
+    source_weights: dict[str, float] | None = None
+    min_confidence: float | None = None
+    gain_range: tuple[float, float] = (0.5, 1.5)
+    polarity_probability: float = 0.1
+    eq_gain_db: dict[str, float] = field(default_factory=lambda: StemAugmentation().eq_gain_db)
+    eq_probability: float = 0.5
+    rms_range: tuple[float, float] = (0.03, 0.3)
+    bank_size: int = 4096
+    bank_refresh: int = 8
+
+    def __post_init__(self):
+        _require(self.input in ("files", "device", "bank"), "input", "'files', 'device' or 'bank'", self.input)
+        _require(self.crop_s > 0, "crop_s", "positive", self.crop_s)
+        _require(self.batch_size > 0, "batch_size", "at least 1", self.batch_size)
+        _require(0 < self.rms_range[0] <= self.rms_range[1], "rms_range", "0 < low <= high", self.rms_range)
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with linear warm-up, then exponential decay per step down to a floor.
+
+    Args:
+        learning_rate: after warm-up; at step t it is this times max(decay ** (t - warmup_steps), floor).
+        max_grad_norm: gradients are clipped to this norm.
+    """
+
+    learning_rate: float = 5e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    warmup_steps: int = 2000
+    decay: float = 0.99998
+    floor: float = 0.02
+    max_grad_norm: float = 5.0
+
+
+@dataclass
+class StageConfig:
+    """What all stages share.
+
+    Args:
+        model: fields of the stage's model configuration (HubertConfig, HCodecConfig, MssConfig).
+        max_steps: updates of the weights.
+        gradient_accumulation_steps: micro-steps of an update.
+        mixed_precision: "no" or "bf16".
+        gradient_checkpointing: compute activations twice instead of keeping them.
+        ema_decay: of the moving average of the weights, which is then validated and exported; null: none.
+        max_skipped_steps: so many updates in a row with a loss or gradient that is not finite end the run.
+        validation_crops: crops of the validation split that are scored; generated_crops: of these, how many are
+            also decoded to audio and scored by `si_sdr`.
+    """
+
+    model: dict = field(default_factory=dict)
+    crops: CropConfig = field(default_factory=CropConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    max_steps: int = 100_000
+    gradient_accumulation_steps: int = 1
+    mixed_precision: str = "no"
+    gradient_checkpointing: bool = False
+    ema_decay: float | None = None
+    max_skipped_steps: int = 20
+    validation_crops: int = 64
+    generated_crops: int = 4
+
+    def __post_init__(self):
+        _require(self.mixed_precision in ("no", "bf16"), "mixed_precision", "'no' or 'bf16'", self.mixed_precision)
+        _require(self.max_steps > 0, "max_steps", "at least 1", self.max_steps)
+
+
+@dataclass
+class HubertStageConfig(StageConfig):
+    """Masked prediction of k-means units (HuBERT, arXiv 2106.07447), at 16 kHz, on stems and mixtures.
+
+    Args:
+        num_mel_units: clusters of log-mel frames, the targets of the first steps.
+        relabel_step: from this step on, the targets are clusters of the features that the model has learned so far.
+        num_feature_units, feature_layer: number of those clusters, and the hidden layer they are made from.
+        mask_probability, mask_length: share of frames that start a masked span, and frames of a span.
+    """
+
+    num_mel_units: int = 100
+    relabel_step: int = 100_000
+    num_feature_units: int = 500
+    feature_layer: int = 6
+    mask_probability: float = 0.08
+    mask_length: int = 10
+
+
+@dataclass
+class CodecLossConfig:
+    """Weights of the generator's losses; their names are those in the logs. 0 switches a loss off.
+
+    Args:
+        mel: L1 of log-mel spectrograms at several resolutions.
+        stft: L1 of log-magnitudes plus spectral convergence at several resolutions.
+        waveform: L1 of samples.
+        semantic: mean squared error of the reconstructed semantic features.
+        ratio_mask: error of the stems filtered out of their mixture by the ratio mask of the decoded stems, in dB.
+        adversarial, feature_matching: see `DiscriminatorConfig`.
+    """
+
+    mel: float = 15.0
+    stft: float = 1.0
+    waveform: float = 1.0
+    commitment: float = 1.0
+    semantic: float = 1.0
+    ratio_mask: float = 0.0
+    adversarial: float = 1.0
+    feature_matching: float = 2.0
+
+
+@dataclass
+class DiscriminatorConfig:
+    """Multi-period and multi-scale STFT discriminators, hinge loss.
+
+    Args:
+        start_step: the generator learns without them before; null switches them off.
+        periods: of the multi-period discriminators, in samples.
+        fft_sizes: of the STFT discriminators.
+        channels: width of the first layers.
+    """
+
+    start_step: int | None = 50_000
+    periods: tuple[int, ...] = (2, 3, 5, 7, 11)
+    fft_sizes: tuple[int, ...] = (2048, 1024, 512)
+    channels: int = 32
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+@dataclass
+class CodecStageConfig(StageConfig):
+    """The codec, on single stems.
+
+    Args:
+        quantizer_dropout: share of clips that are decoded from a random number of layers only, so that fewer layers
+            still decode well.
+    """
+
+    losses: CodecLossConfig = field(default_factory=CodecLossConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    quantizer_dropout: float = 0.0
+
+
+@dataclass
+class SeparatorStageConfig(StageConfig):
+    """The language model over the frozen codec's codes."""
+
+
+@dataclass
+class TrainingConfig:
+    """A whole file: the stems, in the order in which they are generated, and a section per stage."""
+
+    stems: list[str] = field(default_factory=lambda: ["vocals", "drums", "bass", "other"])
+    hubert: HubertStageConfig = field(default_factory=HubertStageConfig)
+    codec: CodecStageConfig = field(default_factory=CodecStageConfig)
+    separator: SeparatorStageConfig = field(default_factory=SeparatorStageConfig)
+
+    def to_dict(self) -> dict:
+        """Plain lists and numbers, as YAML and trackers take them."""
+        return dataclasses.asdict(self)
+
+
+def load_config(path: str | os.PathLike, overrides: list[str] | None = None) -> TrainingConfig:
+    """Read a YAML file and what it is based on.
+
+    Args:
+        overrides: "separator.optimizer.learning_rate=1e-3" and the like; values are YAML.
+
+    Raises:
+        ValueError: no such file, a field that does not exist, or a value of the wrong kind.
+    """
+    values = _read_with_bases(Path(path), seen=())
+    for override in overrides or []:
+        name, equals, value = override.partition("=")
+        if not equals:
+            raise ValueError(f"Expected NAME=VALUE, as in separator.max_steps=100, got {override!r}.")
+        for key in reversed(name.strip().split(".")):
+            value = {key: value if isinstance(value, dict) else yaml.safe_load(value)}
+        values = _merge(values, value)
+    return _build(TrainingConfig, values, "")
+
+
+def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict:
+    path = path.resolve()
+    if path in seen:
+        raise ValueError(f"{path} is its own base.")
+    if not path.is_file():
+        raise ValueError(f"There is no configuration {path}.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a mapping of sections, got a {type(values).__name__}.")
+    base = values.pop("base", None)
+    return _merge(_read_with_bases(path.parent / base, (*seen, path)), values) if base else values
+
+
+def _merge(base: dict, changes: dict) -> dict:
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _build(kind: type, values: dict, place: str):
+    """A dataclass from a mapping; unknown names are errors."""
+    hints = typing.get_type_hints(kind)
+    unknown = set(values) - set(hints)
+    if unknown:
+        raise ValueError(f"Unknown {sorted(unknown)} in {place or 'the configuration'}; allowed are {sorted(hints)}.")
+    return kind(**{name: _value(hints[name], value, f"{place}.{name}".strip(".")) for name, value in values.items()})
+
+
+def _value(hint, value, place: str):
+    """`value` as the type `hint`, with the conversions YAML needs (1e-3 is a string there, tuples are lists)."""
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value or {}, place)
+    options = typing.get_args(hint) if type(None) in typing.get_args(hint) else (hint,)
+    if value is None and type(None) in options:
+        return None
+    hint = options[0]
+    origin, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
+    try:
+        if origin is tuple and isinstance(value, (list, tuple)):
+            kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+            if len(kinds) == len(value):
+                return tuple(_value(kind, item, place) for kind, item in zip(kinds, value))
+        elif origin is list and isinstance(value, list):
+            return [_value(arguments[0], item, place) for item in value]
+        elif origin is dict and isinstance(value, dict):
+            return {key: _value(arguments[1], item, place) for key, item in value.items()} if arguments else value
+        elif origin is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            return float(value)
+        elif origin in (int, str, bool) and type(value) is origin:
+            return value
+    except ValueError:
+        pass  # the same message for "abc" as for a list
+    raise ValueError(f"`{place}` must be of type {getattr(hint, '__name__', None) or hint}, got {value!r}.")
+
+
+def _require(condition: bool, name: str, allowed: str, value):
+    if not condition:
+        raise ValueError(f"`{name}` must be {allowed}, got {value!r}.")

@@ -1,0 +1,179 @@
+"""Batches of crops: read, augmented and levelled, on the device.
+
+Batch `number` of a run, counted over all processes and micro-steps, is a function of (seed, number) alone: a resumed
+run goes on with the crops that an uninterrupted one would have seen, and N processes see together what one process
+with N times the batch would.
+"""
+
+import itertools
+import signal
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from data_mss.augmentation import AugmentationDraw, StemAugmentation, draw_levels, set_level
+from data_mss.dataset import StemDataset
+from data_mss.device_corpus import DeviceCorpus
+from data_mss.token_bank import TokenBank
+
+from .configuration import CropConfig
+
+VALIDATION_RMS = 0.1  # the level at which inference presents a song
+ENDLESS = 2**62  # crops of the one epoch
+
+
+def seed_of(*numbers: int) -> int:
+    """One well-mixed 63-bit seed from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, dtype=np.uint64)[0] >> np.uint64(1))
+
+
+class TrainingCrops:
+    """Training batches.
+
+    Args:
+        config: which crops, and how they are changed.
+        manifests: see `StemDataset`.
+        encode: stems `(N, S, T)` -> codes, for the token bank.
+        cache_dir: where formats that do not seek well are packed.
+
+    Raises:
+        ValueError: as `StemDataset`; or a bank without a tokeniser.
+    """
+
+    def __init__(
+        self,
+        config: CropConfig,
+        manifests: list[str],
+        stems: list[str],
+        sampling_rate: int,
+        accelerator: Accelerator,
+        seed: int,
+        num_workers: int,
+        encode: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        cache_dir: str | None = None,
+    ):
+        self.config, self.seed, self.num_workers = config, seed, num_workers
+        self.device = accelerator.device
+        self.process_index, self.num_processes = accelerator.process_index, accelerator.num_processes
+        self.dataset = StemDataset(
+            manifests,
+            stems=stems,
+            split="train",
+            crop_s=config.crop_s,
+            sampling_rate=sampling_rate,
+            epoch_size=ENDLESS,
+            remix_probability=0.0 if config.input == "bank" else config.remix_probability,  # the bank remixes itself
+            source_weights=config.source_weights,
+            min_confidence=config.min_confidence,
+            seed=seed,
+            cache_dir=cache_dir,
+        )
+        self.augmentation = StemAugmentation(
+            stems=stems,
+            gain_range=config.gain_range,
+            polarity_probability=config.polarity_probability,
+            eq_gain_db=config.eq_gain_db,
+            eq_probability=config.eq_probability,
+            sampling_rate=sampling_rate,
+        )
+        self.corpus = None if config.input == "files" else DeviceCorpus(self.dataset, self.device)
+        self.bank = None
+        if config.input == "bank":
+            if encode is None:
+                raise ValueError("input 'bank' keeps codes: only the separator's stage has them. Use 'device'.")
+            self.bank = TokenBank(
+                read_crops=lambda indices: self.augment(self.corpus.crops(indices)["stems"], indices),
+                encode=encode,
+                size=config.bank_size,
+                refresh=config.bank_refresh,
+                remix_probability=config.remix_probability,
+                index_offset=self.process_index,
+                index_stride=self.num_processes,
+            )
+
+    def indices(self, number: int) -> list[int]:
+        """Crops of this process in batch `number`."""
+        size = self.config.batch_size
+        first = (number * self.num_processes + self.process_index) * size
+        return list(range(first, first + size))
+
+    def batches(self, first: int) -> Iterator[dict]:
+        """Batches from number `first` on, without end."""
+        numbers = itertools.count(first)
+        if self.bank is not None:
+            self.bank.fill(first)
+            for number in numbers:
+                generator = torch.Generator().manual_seed(seed_of(self.seed, number, self.process_index))
+                yield self.bank.batch(number, self.config.batch_size, generator)
+        elif self.corpus is not None:
+            for number in numbers:
+                indices = self.indices(number)
+                yield self._finish(self.corpus.crops(indices)["stems"], indices)
+        else:
+            index_lists = map(self.indices, numbers)
+            for number, crops in zip(itertools.count(first), self._loader(index_lists)):
+                yield self._finish(crops["stems"].to(self.device, non_blocking=True), self.indices(number))
+
+    def _loader(self, index_lists: Iterable[list[int]]) -> DataLoader:
+        return DataLoader(
+            self.dataset,
+            batch_sampler=index_lists,
+            num_workers=self.num_workers,
+            pin_memory=self.device.type == "cuda",
+            prefetch_factor=4 if self.num_workers else None,
+            worker_init_fn=_leave_interrupts_to_the_loop,
+            generator=torch.Generator(),  # its own: a loader that starts would draw from the one of dropout
+        )
+
+    def _finish(self, stems: torch.Tensor, indices: list[int]) -> dict:
+        stems = self.augment(stems, indices)
+        return {"stems": stems, "mixture": stems.sum(dim=1)}
+
+    def augment(self, stems: torch.Tensor, indices: list[int]) -> torch.Tensor:
+        """Augmentation and level of crops `(B, S, T)`; the draws of a crop depend on (seed, its index) alone."""
+        generators = [torch.Generator().manual_seed(seed_of(self.seed, index)) for index in indices]
+        draws = AugmentationDraw.join([self.augmentation.draw(1, generator) for generator in generators])
+        levels = torch.cat([draw_levels(1, generator, self.config.rms_range) for generator in generators])
+        return set_level(self.augmentation.apply(stems, draws), levels)
+
+
+def _leave_interrupts_to_the_loop(worker: int) -> None:
+    """Ctrl-C reaches the workers too, but the loop still wants its batch then."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def validation_batches(
+    config: CropConfig,
+    manifests: list[str],
+    stems: list[str],
+    sampling_rate: int,
+    accelerator: Accelerator,
+    num_crops: int,
+    cache_dir: str | None = None,
+) -> list[dict]:
+    """The same crops of the validation split every time, as they are, at one level; this process's share, on the host.
+
+    Raises:
+        ValueError: no song of the validation split.
+    """
+    dataset = StemDataset(
+        manifests,
+        stems=stems,
+        split="validation",
+        crop_s=config.crop_s,
+        sampling_rate=sampling_rate,
+        epoch_size=ENDLESS,
+        cache_dir=cache_dir,
+    )
+    num_crops = max(num_crops, accelerator.num_processes)  # no process without one: they average together
+    mine = range(accelerator.process_index, num_crops, accelerator.num_processes)
+    batches = []
+    for start in range(0, len(mine), config.batch_size):
+        crops = torch.stack([dataset[index]["stems"] for index in mine[start : start + config.batch_size]])
+        crops = set_level(crops, torch.full((len(crops),), VALIDATION_RMS))
+        batches.append({"stems": crops, "mixture": crops.sum(dim=1)})
+    return batches

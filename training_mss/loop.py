@@ -1,0 +1,290 @@
+"""The one training loop."""
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import DistributedType, extract_model_from_parallel, send_to_device
+from tqdm.auto import tqdm
+
+from .inputs import TrainingCrops, seed_of
+from .optimization import WeightAverage, build_optimizer, learning_rate_factor, trainable
+from .reporting import RunLog
+from .run_state import RunState, checkpoint_folders, keep_frozen_weights_out, save_checkpoint
+from .stage import Stage
+from .throughput import device_peak_flops
+
+logger = get_logger(__name__)
+
+
+class NonFiniteLossError(RuntimeError):
+    """Too many updates in a row had a loss or gradient that is not finite."""
+
+
+@dataclass
+class RunOptions:
+    """How a run is kept, whatever it trains.
+
+    Args:
+        output_dir: of checkpoints, logs, samples and the export.
+        seed: of everything random.
+        resume: go on from the newest checkpoint of `output_dir`, if there is one.
+        max_train_minutes: end early enough to be done, checkpoint and export included, by then; counted from
+            `started`, a `time.monotonic()`.
+        checkpointing_steps, logging_steps, validation_steps: how often.
+        total_limit: checkpoints that are kept.
+    """
+
+    output_dir: Path
+    seed: int = 0
+    resume: bool = False
+    max_train_minutes: float | None = None
+    started: float = 0.0
+    checkpointing_steps: int = 1000
+    logging_steps: int = 10
+    validation_steps: int = 1000
+    total_limit: int = 2
+
+
+class Training:
+    """A stage, its optimisers and where the run stands."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        crops: TrainingCrops,
+        validation: list[dict],
+        accelerator: Accelerator,
+        options: RunOptions,
+        log: RunLog,
+    ):
+        self.stage, self.crops, self.validation = stage, crops, validation
+        self.accelerator, self.options, self.log = accelerator, options, log
+        self.config = stage.config
+        self.state = RunState()
+        self.optimizers, self.schedulers = {}, {}
+        for name, player in stage.players.items():
+            config = stage.optimizer_config(name)
+            optimizer = build_optimizer(player, config)
+            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(config))
+            prepared = accelerator.prepare(player, optimizer, scheduler)
+            stage.players[name], self.optimizers[name], self.schedulers[name] = prepared
+        decay = self.config.ema_decay
+        self.plain = {name: extract_model_from_parallel(player) for name, player in stage.players.items()}
+        self.averages = {name: WeightAverage(player, decay) for name, player in self.plain.items() if decay}
+        accelerator.register_for_checkpointing(self.state, *self.averages.values())
+        if accelerator.distributed_type != DistributedType.FSDP:
+            keep_frozen_weights_out(accelerator, stage.players, stage.frozen)
+        self.stop_signal = False
+        self.closing_seconds = 0.0  # what the last checkpoint and validation took
+
+    def run(self) -> RunState:
+        """Train until `max_steps`, `max_train_minutes` or a signal; validate, and leave a checkpoint.
+
+        Raises:
+            NonFiniteLossError: after `max_skipped_steps` updates in a row that could not be made.
+        """
+        self._resume()
+        self._set_mode(train=True)
+        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            self._loop()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        return self.state
+
+    def _loop(self) -> None:
+        micro_steps = self.config.gradient_accumulation_steps
+        batches = self.crops.batches(self.state.step * micro_steps)
+        progress = tqdm(
+            total=self.config.max_steps,
+            initial=self.state.step,
+            desc=self.log.name,
+            unit="step",
+            disable=not self.accelerator.is_main_process,
+        )
+        last_checkpoint = self.state.step if checkpoint_folders(self.options.output_dir) else None
+        window_start, window_step, tick = time.monotonic(), self.state.step, time.monotonic()
+        totals: dict[str, torch.Tensor] = {}
+        while self.state.step < self.config.max_steps and not self._must_stop():
+            torch.manual_seed(seed_of(self.options.seed, self.state.step, self.accelerator.process_index))
+            for name, value in self._update(batches, micro_steps).items():
+                totals[name] = totals[name] + value if name in totals else value
+            self.state.step += 1
+            self.state.train_seconds += time.monotonic() - tick
+            tick = time.monotonic()
+            progress.update()
+            step, options = self.state.step, self.options
+            if step % options.logging_steps == 0 or step == self.config.max_steps:
+                seconds, num_steps = time.monotonic() - window_start, step - window_step
+                metrics = self._averaged(totals, num_steps)
+                self.log.write(step, {**metrics, **self._speed(seconds, num_steps)}, "train")
+                progress.set_postfix(loss=f"{metrics['loss']:.3f}")
+                totals, window_start, window_step = {}, time.monotonic(), step
+            if step % options.validation_steps == 0 or step % options.checkpointing_steps == 0:
+                before = time.monotonic()
+                if step % options.validation_steps == 0:
+                    self.validate()
+                if step % options.checkpointing_steps == 0:
+                    save_checkpoint(self.accelerator, options.output_dir, step, options.total_limit)
+                    last_checkpoint = step
+                tick = time.monotonic()
+                self.closing_seconds = max(self.closing_seconds, tick - before)
+                window_start += tick - before
+        progress.close()
+        batches.close()
+        if self.state.step % self.options.validation_steps:
+            self.validate()
+        if last_checkpoint != self.state.step:
+            save_checkpoint(self.accelerator, self.options.output_dir, self.state.step, self.options.total_limit)
+
+    def _update(self, batches: Iterator[dict], micro_steps: int) -> dict[str, torch.Tensor]:
+        """One update of the weights; sums of its metrics over the micro-steps, divided by their number."""
+        totals: dict[str, torch.Tensor] = {}
+        skipped = False
+        for micro_step in range(micro_steps):
+            batch = next(batches)
+            if micro_step == 0:
+                self.stage.prepare_step(batch, self.state.step)
+            with self.accelerator.accumulate(*self.stage.players.values()):
+                for part in self.stage.step(batch, self.state.step):
+                    self.accelerator.backward(part.loss)
+                    if self.accelerator.sync_gradients:
+                        skipped |= not self._step(part.player)
+                    for name, value in part.metrics.items():
+                        value = value.detach().float() / micro_steps
+                        totals[name] = totals[name] + value if name in totals else value
+        self._count_skipped(skipped)
+        return totals
+
+    def _step(self, player: str) -> bool:
+        """Update a player; False if its gradient is not finite, and nothing was changed.
+
+        The norm is that of the gradient summed over all processes, so that they all decide alike.
+        """
+        config, optimizer = self.stage.optimizer_config(player), self.optimizers[player]
+        parameters = trainable(self.stage.players[player]).values()
+        norm = self.accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            optimizer.step()
+            if player in self.averages:
+                self.averages[player].update(self.plain[player])
+        self.schedulers[player].step()
+        optimizer.zero_grad(set_to_none=True)
+        return finite
+
+    def _count_skipped(self, skipped: bool) -> None:
+        state = self.state
+        state.num_skipped += skipped
+        state.num_skipped_in_a_row = state.num_skipped_in_a_row + 1 if skipped else 0
+        if skipped:
+            logger.warning(f"Step {state.step}: loss or gradient is not finite; the update was skipped.")
+        if state.num_skipped_in_a_row >= self.config.max_skipped_steps:
+            raise NonFiniteLossError(
+                f"{state.num_skipped_in_a_row} updates in a row (up to step {state.step}) were not finite. Resume from "
+                "the last checkpoint with a lower learning rate, or look at the data."
+            )
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Score the validation crops, with averaged weights if there are any, and write scores and samples."""
+        if not self.validation:
+            return {}
+        self._set_mode(train=False)
+        scores: dict[str, list[torch.Tensor]] = {}
+        samples: dict[str, torch.Tensor] = {}
+        with self.averaged_weights():
+            for batch in self.validation:
+                for name, values in self.stage.validate(send_to_device(batch, self.accelerator.device)).items():
+                    scores.setdefault(name, []).append(values.float())
+            share = -(-self.config.generated_crops // self.accelerator.num_processes)
+            first = {name: values[:share] for name, values in self.validation[0].items()}
+            if share:
+                heard, samples = self.stage.demonstrate(send_to_device(first, self.accelerator.device))
+                scores |= {name: [values.float()] for name, values in heard.items()}
+        means = {name: self._mean_over_crops(torch.cat(values)) for name, values in sorted(scores.items())}
+        self.log.write(self.state.step, means, "validation")
+        self.log.write_samples(self.state.step, samples)
+        self._set_mode(train=True)
+        return means
+
+    def _mean_over_crops(self, values: torch.Tensor) -> float:
+        """Of all processes; those with fewer crops are filled up with NaN, which does not count."""
+        padded = self.accelerator.pad_across_processes(values, pad_index=float("nan"))
+        return self.accelerator.gather(padded).nanmean().item()
+
+    def averaged_weights(self) -> ExitStack:
+        """A context in which the players have their averaged weights, if averages are kept."""
+        stack = ExitStack()
+        for name, average in self.averages.items():
+            stack.enter_context(average.in_place_of(self.plain[name]))
+        return stack
+
+    def export(self, directory: Path) -> None:
+        """Write the trained model, from the main process."""
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            with self.averaged_weights():
+                self.stage.export(directory)
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> None:
+        folders = checkpoint_folders(self.options.output_dir)
+        if folders and not self.options.resume:
+            raise ValueError(
+                f"{self.options.output_dir} already holds checkpoints up to {folders[-1].name}. Pass --resume to go "
+                "on, or choose another --output_dir."
+            )
+        if folders:
+            self.accelerator.load_state(folders[-1])
+            logger.info(f"Resumed from {folders[-1]}.")
+        self.log.forget_after(self.state.step)
+
+    def _must_stop(self) -> bool:
+        """Whether time is up or a signal came, in any process."""
+        limit = self.options.max_train_minutes
+        late = False
+        if limit is not None:
+            elapsed = time.monotonic() - self.options.started
+            late = elapsed + 1.5 * self.closing_seconds > 60 * limit
+        stop = late or self.stop_signal
+        if self.accelerator.num_processes > 1:
+            flag = torch.tensor(float(stop), device=self.accelerator.device)
+            stop = bool(self.accelerator.reduce(flag, reduction="sum") > 0)
+        return stop
+
+    def _on_signal(self, number: int, frame) -> None:
+        if self.stop_signal:
+            raise KeyboardInterrupt  # the second one does not wait
+        logger.warning("Stopping after this step; a checkpoint follows.")
+        self.stop_signal = True
+
+    def _set_mode(self, train: bool) -> None:
+        for player in self.stage.players.values():
+            player.train(train)
+
+    def _averaged(self, totals: dict[str, torch.Tensor], num_steps: int) -> dict[str, float]:
+        means = {name: self.accelerator.reduce(value / num_steps, "mean") for name, value in totals.items()}
+        rates = {f"learning_rate/{name}": scheduler.get_last_lr()[0] for name, scheduler in self.schedulers.items()}
+        return {**self.stage.describe(means), **rates, "num_skipped": float(self.state.num_skipped)}
+
+    def _speed(self, seconds: float, num_steps: int) -> dict[str, float]:
+        crops = num_steps * self.config.gradient_accumulation_steps * self.config.crops.batch_size
+        crops_per_second = crops * self.accelerator.num_processes / seconds
+        speed = {"crops_per_second": crops_per_second, "seconds_per_step": seconds / num_steps}
+        if self.stage.tokens_per_crop:
+            speed["tokens_per_second"] = crops_per_second * self.stage.tokens_per_crop
+        peak = device_peak_flops(self.accelerator.device)
+        if peak and self.stage.flops_per_crop:
+            achieved = crops_per_second * self.stage.flops_per_crop
+            speed["model_flops_utilisation"] = achieved / (peak * self.accelerator.num_processes)
+        return {name: value for name, value in speed.items() if math.isfinite(value)}

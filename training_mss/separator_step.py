@@ -1,0 +1,226 @@
+"""Stage `separator`: the language model learns to write the codes of a frozen codec (section 3.2 of the paper)."""
+
+import copy
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+
+from modeling_mss import HCodecModel, MssConfig, MssForConditionalGeneration
+from processing_mss import AudioSourceSeparationPipeline, MssFeatureExtractor, MssProcessor
+from processing_mss.filtering_mss import wiener_filter
+
+from .configuration import TrainingConfig
+from .run_state import load_learned_weights
+from .scores import si_sdr
+from .stage import Stage, StepLoss
+from .throughput import training_flops
+
+PLAYER = "separator"
+FROZEN_CODEC = "codec."
+
+
+class SeparatorStage(Stage):
+    """Mixtures in, codes of their stems out.
+
+    The codec tokenises stems on line, after augmentation, unless the batch brings codes. It is shared between the
+    tokeniser and the model's decoding half, never trained, and no part of the checkpoints.
+
+    Args:
+        codec_path: folder or Hub id of a whole codec, HuBERT included.
+        init_from: folder or Hub id of a separator to go on from, or a checkpoint of a run. Its architecture wins over
+            the configuration's; its stems may differ from those asked for.
+
+    Raises:
+        ValueError: the codec cannot encode, or `init_from` was trained over another codec.
+    """
+
+    frozen = (FROZEN_CODEC,)
+
+    def __init__(self, training_config: TrainingConfig, codec_path: str, init_from: str | None = None):
+        super().__init__(training_config, training_config.separator)
+        self.tokenizer = HCodecModel.from_pretrained(codec_path).eval().requires_grad_(False)
+        if not self.tokenizer.config.include_semantic_model:
+            raise ValueError(
+                f"The codec {codec_path} has no HuBERT inside and cannot encode. Train or convert a whole one."
+            )
+        model = self._from_separator(init_from) if init_from else self._new_separator()
+        for name, part in model.codec.named_children():
+            theirs, ours = getattr(self.tokenizer, name).state_dict(), part.state_dict()
+            if init_from and any(not torch.equal(ours[key], theirs[key]) for key in ours):
+                raise ValueError(f"The separator {init_from} was trained over another codec than {codec_path}.")
+            setattr(model.codec, name, getattr(self.tokenizer, name))  # one copy in memory
+        if self.config.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.config.untrained = False
+        self.players = {PLAYER: model}
+        self.processor = _processor_of(model.config, self.config.crops.crop_s)
+
+    def _new_separator(self) -> MssForConditionalGeneration:
+        config = self._configuration()
+        model = MssForConditionalGeneration(config)
+        if config.conditional_encoder == "hubert":  # A1 hears through the HuBERT that the codec has
+            model.encoder.load_state_dict(self.tokenizer.semantic_model.state_dict())
+        return self._with_codec(model)
+
+    def _configuration(self) -> MssConfig:
+        fields = copy.deepcopy(self.config.model)
+        if fields.get("conditional_encoder") == "hubert" and fields.get("encoder_config") is None:
+            fields["encoder_config"] = self.tokenizer.config.semantic_model_config.to_dict()
+        return MssConfig(**fields, stems=self.training_config.stems, codec_config=self.tokenizer.config)
+
+    def _with_codec(self, model: MssForConditionalGeneration) -> MssForConditionalGeneration:
+        half = model.codec.state_dict()
+        model.codec.load_state_dict(
+            {name: value for name, value in self.tokenizer.state_dict().items() if name in half}
+        )
+        return model
+
+    def _from_separator(self, init_from: str) -> MssForConditionalGeneration:
+        """A trained separator, for the stems of this configuration."""
+        weights = Path(init_from) / f"{PLAYER}.safetensors"
+        if weights.is_file():  # a checkpoint: learned weights only
+            model = self._with_codec(MssForConditionalGeneration(self._configuration()))
+            load_learned_weights(model, weights, self.frozen)
+            return model
+        trained = MssForConditionalGeneration.from_pretrained(init_from)
+        stems = self.training_config.stems
+        if list(trained.config.stems) == stems:
+            return trained
+        if trained.config.track_generation == "parallel":
+            raise ValueError(
+                f"{init_from} generates {trained.config.stems} in parallel, through tables and heads of their own: it "
+                f"cannot go on with {stems}. Start from a sequential separator."
+            )
+        config = MssConfig(**{**trained.config.to_dict(), "stems": stems})
+        model = MssForConditionalGeneration(config)
+        state = trained.state_dict()
+        if config.track_embeddings:  # a stem of the same name keeps its vector, a new one starts from scratch
+            table = model.track_embedding.weight.detach().clone()
+            for row, stem in enumerate(stems):
+                if stem in trained.config.stems:
+                    table[row] = state["track_embedding.weight"][trained.config.stems.index(stem)]
+            state["track_embedding.weight"] = table
+        model.load_state_dict(state)
+        return model
+
+    def to(self, device: torch.device) -> None:
+        self.tokenizer.to(device)
+
+    @property
+    def model(self) -> MssForConditionalGeneration:
+        """The player in its plain form."""
+        return extract_model_from_parallel(self.players[PLAYER])
+
+    @torch.no_grad()
+    def tokenise(self, stems: torch.Tensor) -> torch.Tensor:
+        """Waveforms `(B, S, T)` -> codes `(B, S, 2 F, Q)`."""
+        codes = self.tokenizer.encode(stems.flatten(0, 1))
+        interleaved = self.processor.interleave(codes.acoustic_codes, codes.semantic_codes)
+        return interleaved.unflatten(0, stems.shape[:2])
+
+    def model_inputs(self, batch: dict) -> dict[str, torch.Tensor]:
+        """What the model's `forward` reads: features of the mixture, and the codes of the stems."""
+        codes = batch["audio_codes"] if "audio_codes" in batch else self.tokenise(batch["stems"])
+        features = self.processor.feature_extractor(batch["mixture"], sampling_rate=self.processor.sampling_rate)
+        return {**features, "audio_codes": codes}
+
+    def step(self, batch: dict, step: int) -> Iterator[StepLoss]:
+        output = self.players[PLAYER](**self.model_inputs(batch), return_logits=False)
+        metrics = {
+            "loss": output.loss.detach(),
+            "codebook_losses": output.codebook_losses,
+            "codebook_accuracies": output.codebook_accuracies,
+        }
+        yield StepLoss(PLAYER, output.loss, metrics)
+
+    def validate(self, batch: dict) -> dict[str, torch.Tensor]:
+        output = self.model(**self.model_inputs(batch), return_logits=False)
+        ones = torch.ones(len(batch["mixture"]), device=output.loss.device)
+        scores = {"loss": output.loss * ones}
+        for stem, losses, accuracies in zip(
+            self.model.config.stems, output.codebook_losses, output.codebook_accuracies
+        ):
+            scores[f"loss_first_layer/{stem}"] = losses[0] * ones
+            scores[f"accuracy_first_layer/{stem}"] = accuracies[0] * ones
+            scores[f"accuracy/{stem}"] = accuracies.mean() * ones
+        return scores
+
+    def demonstrate(self, batch: dict) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Greedy decoding, as the codec plays it (`generated`) and as a filter over the mixture (`filtered`)."""
+        inputs = self.model_inputs(batch)
+        references, mixture = batch["stems"], batch["mixture"]
+        generated = self._decode(self.model.generate(**{k: v for k, v in inputs.items() if k != "audio_codes"}))
+        ceiling = self._decode(inputs["audio_codes"])  # the true codes: what a perfect language model would reach
+        estimates = {
+            "mixture": mixture[:, None].expand_as(references),
+            "generated": generated,
+            "filtered": wiener_filter(generated, mixture[:, None])[:, :, 0],
+            "filtered_true_codes": wiener_filter(ceiling, mixture[:, None])[:, :, 0],
+        }
+        scores = {}
+        for name, estimate in estimates.items():
+            ratios = si_sdr(estimate, references)  # (B, S)
+            scores[f"si_sdr_{name}"] = ratios.nanmean(dim=1)
+            for stem, ratio in zip(self.model.config.stems, ratios.unbind(dim=1)):
+                scores[f"si_sdr_{name}/{stem}"] = ratio
+        samples = {"mixture": mixture[0]}
+        for index, stem in enumerate(self.model.config.stems):
+            samples[f"{stem}_reference"] = references[0, index]
+            samples[f"{stem}_generated"] = generated[0, index]
+            samples[f"{stem}_filtered"] = estimates["filtered"][0, index]
+        return scores, samples
+
+    def _decode(self, codes: torch.Tensor) -> torch.Tensor:
+        return self.processor.batch_decode(codes, self.model.codec)
+
+    @property
+    def code_frames(self) -> int:
+        """F, code frames of a crop."""
+        return round(self.config.crops.crop_s * self.processor.sampling_rate / self.processor.code_hop_length)
+
+    @property
+    def tokens_per_crop(self) -> int:
+        config = self.model.config
+        prefix = self.code_frames * config.prefix_frames_per_code_frame // config.prefix_stride
+        num_blocks = len(config.stems) // config.num_lanes
+        return 1 + prefix + num_blocks * (2 * self.code_frames + 1)
+
+    @cached_property
+    def flops_per_crop(self) -> float:
+        config = copy.deepcopy(self.model.config)
+        length = self.code_frames * config.prefix_frames_per_code_frame
+        with torch.device("meta"):
+            model = MssForConditionalGeneration(config)
+            codes = torch.zeros((1, len(config.stems), 2 * self.code_frames, config.num_codebooks), dtype=torch.long)
+            if config.conditional_encoder == "hubert":
+                inputs = {"input_values": torch.zeros(1, length * 320)}
+            else:
+                inputs = {"input_features": torch.zeros(1, length, config.encoder_config.num_mel_bins)}
+            return training_flops(model, {**inputs, "audio_codes": codes})
+
+    def describe(self, metrics: dict[str, torch.Tensor]) -> dict[str, float]:
+        """One number per stem and layer."""
+        described = {"loss": metrics["loss"].item()}
+        for kind in ("loss", "accuracy"):
+            table = metrics["codebook_losses" if kind == "loss" else "codebook_accuracies"].tolist()
+            for stem, row in zip(self.model.config.stems, table):
+                described |= {f"{kind}/{stem}/{layer:02d}": value for layer, value in enumerate(row)}
+        return described
+
+    def export(self, directory: str | os.PathLike) -> None:
+        """The whole repository: both halves of the model, processor, pipeline, and their code."""
+        AudioSourceSeparationPipeline(model=self.model, processor=self.processor).save_pretrained(directory)
+
+
+def _processor_of(config: MssConfig, window_s: float) -> MssProcessor:
+    """The processor of a separator, which hears windows as long as its training crops."""
+    if config.conditional_encoder == "hubert":
+        extractor = MssFeatureExtractor(features="waveform")
+    else:
+        extractor = MssFeatureExtractor(feature_size=config.encoder_config.num_mel_bins)
+    hop_length = config.codec_config.hop_length
+    return MssProcessor(extractor, stems=config.stems, window_s=window_s, code_hop_length=hop_length)

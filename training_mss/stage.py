@@ -1,0 +1,83 @@
+"""What a stage of training is: the contract between the loop and `hubert_step`, `codec_step`, `separator_step`."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from .configuration import OptimizerConfig, StageConfig, TrainingConfig
+
+
+@dataclass
+class StepLoss:
+    """A loss for the loop to send back.
+
+    Args:
+        player: whose weights it trains, a key of `Stage.players`.
+        loss: scalar, a mean over the batch.
+        metrics: tensors for the log, detached, "loss" among them; the loop averages them over steps and processes (see
+            `describe`).
+    """
+
+    player: str
+    loss: torch.Tensor
+    metrics: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class Stage(ABC):
+    """One of the three trainings.
+
+    A batch is a mapping with `stems` `(B, S, T)` and `mixture` `(B, T)`, float32 at 48 kHz on the device, augmented and
+    levelled; from the token bank also `audio_codes` `(B, S, 2 F, Q)`.
+
+    Attributes:
+        players: the modules that are trained, in the order of their updates. The loop replaces them by their prepared
+            (distributed, autocast) forms: call these for training.
+        frozen: prefixes of names of weights that never change; checkpoints leave them out.
+        tokens_per_crop: positions that the model reads; None where it reads no tokens.
+        flops_per_crop: floating-point operations of the players, forward and backward; None: not counted.
+    """
+
+    players: dict[str, nn.Module]
+    frozen: tuple[str, ...] = ()
+    tokens_per_crop: int | None = None
+    flops_per_crop: float | None = None
+
+    def __init__(self, training_config: TrainingConfig, config: StageConfig):
+        self.training_config = training_config
+        self.config = config
+
+    def to(self, device: torch.device) -> None:  # noqa: B027 (not every stage has something to move)
+        """Move what is needed besides the players, such as a frozen tokeniser."""
+
+    def optimizer_config(self, player: str) -> OptimizerConfig:
+        """Of this player's optimiser."""
+        return self.config.optimizer
+
+    def prepare_step(self, batch: dict, step: int) -> None:  # noqa: B027 (nor starts from data)
+        """Called at the start of every update, with its first batch: the place to start from data (k-means)."""
+
+    @abstractmethod
+    def step(self, batch: dict, step: int) -> Iterator[StepLoss]:
+        """Losses of a batch, one per player that learns at this step. Each is sent back, and its player updated,
+        before the next one is asked for."""
+
+    @abstractmethod
+    def validate(self, batch: dict) -> dict[str, torch.Tensor]:
+        """Scores of a validation batch, `(B,)` each, one per crop; NaN where a score is not defined."""
+
+    @abstractmethod
+    def demonstrate(self, batch: dict) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Decode a few crops to audio: scores `(B,)` each, and samples for the tracker, name -> waveform `(T,)` at
+        48 kHz."""
+
+    def describe(self, metrics: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Averaged metrics of `step` as numbers for the log."""
+        return {name: value.item() for name, value in metrics.items()}
+
+    @abstractmethod
+    def export(self, directory: str | os.PathLike) -> None:
+        """Write what `from_pretrained` loads. Called in one process, players in their plain form."""
