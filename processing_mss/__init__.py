@@ -12,12 +12,23 @@ import torchaudio_guard_mss  # noqa: F401  (has to run before transformers)
 from transformers import AutoFeatureExtractor, AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .audio_io_mss import AUDIO_SUFFIXES, AudioReadError, AudioWriteError, check_format, read_audio, write_audio
+from .audio_io_mss import (
+    AUDIO_SUFFIXES,
+    AudioReader,
+    AudioReadError,
+    AudioWriteError,
+    AudioWriter,
+    check_format,
+    read_audio,
+    write_audio,
+)
+from .clipping_mss import limit_blocks
 from .feature_extraction_mss import MssFeatureExtractor, log_mel_spectrogram
 from .filtering_mss import filter_windows, wiener_filter
+from .options_mss import SeparationOptions
 from .pipeline_mss import AudioSourceSeparationPipeline
 from .processing_mss import MssProcessor
-from .resampling_mss import resample
+from .resampling_mss import StreamingResampler, resample
 
 # The checkpoint that ships with the package lies beside this folder, installed or not.
 DEFAULT_MODEL = str(Path(__file__).resolve().parent.parent / "pretrained_mss")
@@ -40,12 +51,17 @@ PIPELINE_REGISTRY.register_pipeline(
 __all__ = [
     "AUDIO_SUFFIXES",
     "AudioReadError",
+    "AudioReader",
     "AudioSourceSeparationPipeline",
     "AudioWriteError",
+    "AudioWriter",
     "MssFeatureExtractor",
     "MssProcessor",
+    "SeparationOptions",
+    "StreamingResampler",
     "check_format",
     "filter_windows",
+    "limit_blocks",
     "log_mel_spectrogram",
     "read_audio",
     "resample",

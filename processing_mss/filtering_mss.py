@@ -20,11 +20,13 @@ masks); A. Nugraha, A. Liutkus and E. Vincent, "Multichannel music separation wi
 """
 
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 
 import torch
 
 from .resampling_mss import resample
+from .windowing_mss import BlockBuffer
 
 EPS = 1e-10  # power below which a bin is silent: 30 dB below the noise of 16 bits, for music of RMS 0.1 and FFT 4096
 BLOCK_FRAMES = 256  # 6 s; longer blocks are slower on CPUs, whose caches they leave
@@ -176,25 +178,27 @@ def _filter_spectrum(
 
 
 def filter_windows(
-    windows: torch.Tensor,
+    windows: Iterable[torch.Tensor],
     window_starts: list[int],
     overlap_samples: int,
     gain: float,
     window_rate: int,
-    mixture: torch.Tensor,
+    mixture: Iterable[torch.Tensor],
+    num_samples: int,
     sampling_rate: int,
     rest: bool = False,
     exponent: float = 2.0,
     iterations: int = 0,
 ) -> Iterator[torch.Tensor]:
-    """Stems of a song of any length, block by block, from estimates in windows.
+    """Stems of a song of any length, block by block, from estimates in windows. Both are read as they are needed.
 
     Args:
-        windows: `(W, S, N)` mono at `window_rate`; sets the device.
+        windows: `(S, N)` each, mono at `window_rate`, in order; they set the device.
         window_starts, overlap_samples: at `window_rate`, as for `overlap_add`.
         gain: factor that brings the mixture to the level of the windows.
         window_rate: in hertz (Hz).
-        mixture: `(C, T)` at `sampling_rate`, on any device.
+        mixture: consecutive blocks `(C, n)` at `sampling_rate`, on any device.
+        num_samples: T, the length of the mixture.
         sampling_rate: in hertz (Hz).
         rest, exponent, iterations: see `wiener_filter`.
 
@@ -203,23 +207,44 @@ def filter_windows(
         mixture.
     """
     n_fft = fft_size(sampling_rate)
-    hop = n_fft // 4
-    num_samples = mixture.shape[-1]
-    starts = [round(start * sampling_rate / window_rate) for start in window_starts]
-    length = -(-windows.shape[-1] * sampling_rate // window_rate)
-    for begin in range(0, num_samples, BLOCK_FRAMES * hop):
-        end = min(begin + BLOCK_FRAMES * hop, num_samples)
+    block = BLOCK_FRAMES * n_fft // 4
+    song = BlockBuffer(mixture)
+    coming = resampled_windows(windows, window_starts, overlap_samples, window_rate, sampling_rate)
+    estimates = deque([next(coming)])  # those that the block can see
+    for begin in range(0, num_samples, block):
+        end = min(begin + block, num_samples)
         # A sample is made by frames up to half an FFT away, which see samples up to as far again.
         first, last = max(begin - n_fft, 0), min(end + n_fft, num_samples)
-        spectrum = stft(mixture[:, first:last].to(windows) * gain, n_fft)
-        stem_power = windows.new_zeros(windows.shape[1], *spectrum.shape[-2:])
-        for index, start in enumerate(starts):
-            if start < last and start + length > first:
-                weight = window_weight(index, window_starts, windows.shape[-1], overlap_samples).to(windows)
-                estimates = resample(windows[index] * weight.sqrt(), window_rate, sampling_rate)
-                _add_power(stem_power, estimates, start - first, n_fft)
+        while estimates[-1][0] < last and (following := next(coming, None)):
+            estimates.append(following)
+        while estimates[0][0] + estimates[0][1].shape[-1] <= first:
+            estimates.popleft()
+        spectrum = stft(song.read(first, last).to(estimates[0][1]) * gain, n_fft)
+        stem_power = spectrum.real.new_zeros(len(estimates[0][1]), *spectrum.shape[-2:])
+        for start, estimate in estimates:
+            if start < last:
+                _add_power(stem_power, estimate, start - first, n_fft)
         stems = istft(_filter_spectrum(stem_power, spectrum, rest, exponent, iterations), last - first)
         yield stems[..., begin - first : end - first] / gain
+
+
+def resampled_windows(
+    windows: Iterable[torch.Tensor],
+    window_starts: list[int],
+    overlap_samples: int,
+    window_rate: int,
+    sampling_rate: int,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Windows `(S, N)` -> where each begins in the song and what it says there `(S, n)`, both at `sampling_rate`.
+
+    Their powers add up to the blended power.
+    """
+    for index, (start, window) in enumerate(zip(window_starts, windows)):
+        weight = window_weight(index, window_starts, window.shape[-1], overlap_samples).to(window)
+        yield (
+            round(start * sampling_rate / window_rate),
+            resample(window * weight.sqrt(), window_rate, sampling_rate),
+        )
 
 
 def window_weight(index: int, starts: list[int], window: int, overlap: int) -> torch.Tensor:

@@ -9,11 +9,11 @@ from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 
-from .audio_io_mss import read_audio
+from .options_mss import SeparationOptions
+from .separation_mss import StemStream, separate_song
+from .song_mss import Song
 
 logger = logging.get_logger(__name__)
-
-OUTPUTS = ("generated",)
 
 
 class AudioSourceSeparationPipeline(Pipeline):
@@ -40,7 +40,8 @@ class AudioSourceSeparationPipeline(Pipeline):
 
     def __init__(self, *args, batch_size: int | None = None, **kwargs):
         # The base class would count songs; windows are what this pipeline batches.
-        super().__init__(*args, windows_per_batch=batch_size or 16, **kwargs)
+        super().__init__(*args, windows_per_batch=batch_size, **kwargs)
+        SeparationOptions(**self._forward_params).check(self.model.config)
         if self.model.config.untrained:
             logger.warning(
                 "The weights of this checkpoint are UNTRAINED (random): the stems will be noise, whatever the song. "
@@ -54,14 +55,30 @@ class AudioSourceSeparationPipeline(Pipeline):
             inputs: path or URL (str), the bytes of a file, an array `(samples,)` or `(channels, samples)` (with
                 `sampling_rate`), or a dictionary with `array` (or `raw`) and `sampling_rate`; or a list of these.
             sampling_rate (`int`, *optional*): of an array, in hertz (Hz); 48000 if not given.
-            stems (`list[str]`, *optional*): those wanted, in this order; all if not given.
-            output (`str`): `"generated"`, the codec's waveform: mono, at the input's rate and length.
-            batch_size (`int`): windows that are generated at once; lower it if memory is short. 16 if not given.
+            stems (`list[str]`, *optional*): those wanted, in this order; all if not given. Vocals are generated first:
+                alone they take a quarter of the steps.
+            two_stems (`str`, *optional*): this stem and all the rest, e.g. "vocals" and "no_vocals".
+            output (`str`): `"filtered"`, the mixture's own sound, divided among the stems in proportion to the power of
+                what the model generates: all channels, sample-aligned; all stems add up to the mixture. `"generated"`,
+                the codec's waveform: mono. Both at the input's rate and length.
             window_s (`float`), overlap (`float`): window in seconds and share of it that is cross-faded.
-            do_sample, temperature, top_k, top_p, seed: see the model's `generate`. Draws are repeatable for one
-                `batch_size`.
-            progress_callback (`Callable[[int, int], None]`): called with (steps done, steps in all) of the song;
-                an exception raised in it stops the separation.
+            batch_size (`int`, *optional*): windows that are generated at once; if not given, as many as fit into a
+                GPU's free memory, 16 on CPUs. It is halved when memory runs out.
+            num_candidates (`int`): draw so many candidates of every window, and keep the one whose stems together
+                explain the mixture best. Implies `do_sample` (with top_p=0.9, unless the call or the model limits draws
+                in another way), generates all stems, also with `stems`, and takes as many times the memory.
+            do_sample, temperature, top_k, top_p: see the model's `generate`.
+            seed (`int`): repeatable draws; a window's depend on its place in the song, not on `batch_size`.
+            num_codebooks (`int`): decode the first layers of codes only.
+            expected (`bool`): let the filter use the average of what the model holds possible, in place of what it
+                chose. For `"filtered"` only, with all codebooks.
+            filter_iterations (`int`): steps of expectation maximisation, which refines filtered stems by where they
+                stand in the stereo image; for one or two channels.
+            clip_mode (`str`): `"none"` leaves samples beyond full scale as they are, `"rescale"` makes the whole song
+                quieter if there are any, `"clamp"` cuts them.
+            progress_callback (`Callable[[int, int], None]`): called with (steps done, steps in all) of the song, of
+                which every window has its share (404 for four stems of 4 s); an exception raised in it stops the
+                separation. Steps done go back when a batch has to be repeated in halves.
 
         Returns:
             One dictionary per stem: `label`, `audio` (float32 `(channels, samples)`), `sampling_rate`. For a list of
@@ -69,51 +86,70 @@ class AudioSourceSeparationPipeline(Pipeline):
 
         Raises:
             ValueError: input that cannot be read (`AudioReadError`) or is no audio, unknown stems or options.
+            RuntimeError: a single window does not fit into memory.
         """
         if isinstance(inputs, list):
             return [self(song, batch_size=batch_size, **kwargs) for song in inputs]
         return super().__call__(inputs, windows_per_batch=batch_size, **kwargs)
 
+    def stream(self, inputs, batch_size: int | None = None, **kwargs) -> StemStream:
+        """Separate one song in constant memory, however long it is; the arguments are those of a call.
+
+        A file is read block by block, three times: for its length, for its level, and to separate it. Stems come as
+        they are ready, except with clip_mode="rescale", which has to know the loudest sample first.
+        """
+        preprocess, forward, _ = self._sanitize_parameters(windows_per_batch=batch_size, **kwargs)
+        model_inputs = self.preprocess(inputs, **{**self._preprocess_params, **preprocess})
+        options = SeparationOptions(**{**self._forward_params, **forward})
+        return separate_song(model_inputs["song"], self.model, self.processor, options)
+
     def _sanitize_parameters(
         self,
         sampling_rate: int | None = None,
         stems: list[str] | None = None,
+        two_stems: str | None = None,
         output: str | None = None,
-        windows_per_batch: int | None = None,
         window_s: float | None = None,
         overlap: float | None = None,
+        windows_per_batch: int | None = None,
+        num_candidates: int | None = None,
         do_sample: bool | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
+        num_codebooks: int | None = None,
+        expected: bool | None = None,
+        filter_iterations: int | None = None,
+        clip_mode: str | None = None,
         progress_callback: Callable[[int, int], None] | None = None,
     ):
-        if isinstance(stems, str):
-            stems = [stems]
-        if output is not None and output not in OUTPUTS:
-            raise ValueError(f"`output` must be one of {list(OUTPUTS)}, got {output!r}.")
-        if stems is not None and (not stems or not set(stems) <= set(self.model.config.stems)):
-            raise ValueError(f"`stems` must be some of {list(self.model.config.stems)}, got {stems}.")
-        if windows_per_batch is not None and windows_per_batch < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {windows_per_batch}.")
-        preprocess = {"sampling_rate": sampling_rate, "window_s": window_s, "overlap": overlap}
         forward = {
-            "stems": stems,
-            "windows_per_batch": windows_per_batch,
+            "stems": [stems] if isinstance(stems, str) else stems,
+            "two_stems": two_stems,
+            "output": output,
+            "window_s": window_s,
+            "overlap": overlap,
+            "batch_size": windows_per_batch,
+            "num_candidates": num_candidates,
             "do_sample": do_sample,
             "temperature": temperature,
             "top_k": top_k,
             "top_p": top_p,
             "seed": seed,
+            "num_codebooks": num_codebooks,
+            "expected": expected,
+            "filter_iterations": filter_iterations,
+            "clip_mode": clip_mode,
             "progress_callback": progress_callback,
         }
-        return tuple({k: v for k, v in group.items() if v is not None} for group in (preprocess, forward, {}))
+        given = {name: value for name, value in forward.items() if value is not None}
+        return {} if sampling_rate is None else {"sampling_rate": sampling_rate}, given, {}
 
-    def preprocess(self, inputs, sampling_rate=None, window_s=None, overlap=None):
+    def preprocess(self, inputs, sampling_rate=None):
         if isinstance(inputs, (str, os.PathLike, bytes)):
-            waveform, rate = read_audio(inputs)
-        elif isinstance(inputs, dict):
+            return {"song": Song.from_file(inputs)}
+        if isinstance(inputs, dict):
             waveform = inputs.get("array", inputs.get("raw"))
             rate = inputs.get("sampling_rate")
             if waveform is None or rate is None:
@@ -125,35 +161,18 @@ class AudioSourceSeparationPipeline(Pipeline):
                 logger.warning(f"No `sampling_rate` given with the array: {rate} Hz is assumed.")
         else:
             raise ValueError(f"Songs are paths, URLs, bytes, arrays or dictionaries, got {type(inputs).__name__}.")
-        return dict(self.processor(waveform, rate, window_s=window_s, overlap=overlap))
+        return {"song": Song.from_array(waveform, rate)}
 
-    def _forward(
-        self, model_inputs, windows_per_batch, stems=None, seed=None, progress_callback=None, **generate_options
-    ):
-        features_name = self.processor.feature_extractor.model_input_names[0]
-        features = model_inputs.pop(features_name)
-        batches = features.split(windows_per_batch)
-        stems = list(stems or self.model.config.stems)
-        windows = []
-        for index, batch in enumerate(batches):
-
-            def on_step(done, total, index=index):
-                if progress_callback is not None:
-                    progress_callback(index * total + done, len(batches) * total)
-
-            # Every batch draws on its own, or windows at the same place of two batches would get the same noise.
-            batch_seed = None if seed is None else seed + index
-            codes = self.model.generate(
-                **{features_name: batch}, stems=stems, seed=batch_seed, step_callback=on_step, **generate_options
-            )
-            windows.append(self.processor.batch_decode(codes, self.model.codec).float())
-        return {"windows": torch.cat(windows), "stems": stems, **model_inputs}
+    def _forward(self, model_inputs, **options):
+        stream = separate_song(model_inputs["song"], self.model, self.processor, SeparationOptions(**options))
+        return {"blocks": list(stream), "sampling_rate": stream.sampling_rate}
 
     def postprocess(self, model_outputs):
-        stems = model_outputs.pop("stems")
-        song = self.processor.stitch(**model_outputs).cpu().numpy()
-        rate = model_outputs["sampling_rate"]
-        return [{"label": label, "audio": audio[None], "sampling_rate": rate} for label, audio in zip(stems, song)]
+        blocks, rate = model_outputs["blocks"], model_outputs["sampling_rate"]
+        return [
+            {"label": label, "audio": np.concatenate([block[label] for block in blocks], axis=1), "sampling_rate": rate}
+            for label in blocks[0]
+        ]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
         """Write one self-contained repository: weights, configurations, processor and the code of all of them.

@@ -4,18 +4,18 @@ It holds no weights: what needs the codec gets it as an argument.
 """
 
 import math
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from transformers import ProcessorMixin
 from transformers.feature_extraction_utils import BatchFeature
 
-from .resampling_mss import resample
-from .windowing_mss import overlap_add, split_windows, window_starts
+from .resampling_mss import StreamingResampler, resample
+from .song_mss import as_waveform
+from .windowing_mss import cross_fade, split_windows, window_starts
 
-MAX_CHANNELS = 32  # more "channels" than this are samples: the array is transposed
-RATE_LIMITS = (1000, 1_000_000)  # hertz (Hz)
-INTEGER_RANGES = {"int16": (0, 2**15), "int32": (0, 2**31), "uint8": (2**7, 2**7)}  # dtype: (centre, full scale)
+SILENT_RMS = 1e-8  # a song below this level (160 dB below full scale) is silent: no gain makes it louder
 
 
 class MssProcessor(ProcessorMixin):
@@ -87,16 +87,10 @@ class MssProcessor(ProcessorMixin):
         Raises:
             ValueError: no samples, NaN or infinity, wrong shape, rate or overlap.
         """
-        mixture = self.check_mixture(mixture, sampling_rate)
-        overlap = self.overlap if overlap is None else overlap
-        if not 0 <= overlap < 1:
-            raise ValueError(f"`overlap` is a share of the window, from 0 to below 1, got {overlap}.")
+        mixture = as_waveform(mixture, sampling_rate)
         mono = resample(mixture.mean(dim=0), sampling_rate, self.sampling_rate)
-        rms = mono.double().square().mean().sqrt()
-        gain = torch.where(rms > 1e-8, self.input_rms / rms.clamp(min=1e-8), 1.0).float()  # silence stays silence
-        window = self.window_samples(window_s)
-        overlap_samples = round(overlap * window)
-        starts = window_starts(len(mono), window, overlap_samples)
+        gain = torch.tensor(self.input_gain(mono.double().square().mean().item()))
+        window, overlap_samples, starts = self.window_layout(mixture.shape[-1], sampling_rate, window_s, overlap)
         windows = split_windows(mono * gain, starts, window)
         inputs = self.feature_extractor(windows, sampling_rate=self.sampling_rate)
         inputs["window_starts"] = torch.tensor(starts)
@@ -106,27 +100,39 @@ class MssProcessor(ProcessorMixin):
         inputs["sampling_rate"] = sampling_rate
         return inputs
 
-    def check_mixture(self, mixture: np.ndarray | torch.Tensor, sampling_rate: int) -> torch.Tensor:
-        """Any array of audio -> `(channels, samples)` float32, or a ValueError that says what is wrong."""
-        mixture = _as_float(mixture)
-        if mixture.dim() not in (1, 2) or mixture.shape[-1] == 0 or mixture.shape[0] == 0:
-            raise ValueError(
-                f"Audio must have shape (samples,) or (channels, samples) and hold samples, got {tuple(mixture.shape)}."
-            )
-        mixture = mixture[None] if mixture.dim() == 1 else mixture
-        if len(mixture) > MAX_CHANNELS:
-            raise ValueError(
-                f"Audio of shape {tuple(mixture.shape)} has more than {MAX_CHANNELS} channels; the layout is "
-                "(channels, samples): is it transposed?"
-            )
-        low, high = RATE_LIMITS
-        if not isinstance(sampling_rate, (int, np.integer)) or not low <= sampling_rate <= high:
-            raise ValueError(
-                f"`sampling_rate` must be a whole number of hertz (Hz) from {low} to {high}, got {sampling_rate!r}."
-            )
-        if not mixture.isfinite().all():
-            raise ValueError("Audio must be finite, got NaN or infinity in it.")
-        return mixture
+    def window_layout(
+        self, num_samples: int, sampling_rate: int, window_s: float | None = None, overlap: float | None = None
+    ) -> tuple[int, int, list[int]]:
+        """How a song of `num_samples` at `sampling_rate` is cut: window, overlap and starts in samples of the model.
+
+        Raises ValueError for a window of no code frame, or an overlap that is no share of it.
+        """
+        overlap = self.overlap if overlap is None else overlap
+        if not 0 <= overlap < 1:
+            raise ValueError(f"`overlap` is a share of the window, from 0 to below 1, got {overlap}.")
+        window = self.window_samples(window_s)
+        overlap_samples = round(overlap * window)
+        return (
+            window,
+            overlap_samples,
+            window_starts(self.model_samples(num_samples, sampling_rate), window, overlap_samples),
+        )
+
+    def model_samples(self, num_samples: int, sampling_rate: int) -> int:
+        """Length at the model's rate of `num_samples` at `sampling_rate`: what `resample` gives."""
+        return -(-num_samples * self.sampling_rate // sampling_rate)
+
+    def input_gain(self, mean_square: float) -> float:
+        """Factor that brings a song with this mean square (of its mono mixture) to `input_rms`; 1 for silence."""
+        rms = mean_square**0.5
+        return self.input_rms / rms if rms > SILENT_RMS else 1.0
+
+    def mono_blocks(self, blocks: Iterable[torch.Tensor], sampling_rate: int) -> Iterator[torch.Tensor]:
+        """Blocks of a song `(C, n)` -> mono at the model's rate, `(m,)` each, as they come."""
+        resampler = StreamingResampler(sampling_rate, self.sampling_rate)
+        for block in blocks:
+            yield resampler.push(block.mean(dim=0))
+        yield resampler.finish()
 
     def interleave(self, acoustic_codes, semantic_codes):
         """Codes of both paths, `(..., Q, F)` each, -> a0 s0 a1 s1 ... `(..., 2 F, Q)`. Tensors or arrays."""
@@ -148,9 +154,12 @@ class MssProcessor(ProcessorMixin):
         return acoustic.swapaxes(-1, -2), semantic.swapaxes(-1, -2)
 
     @torch.no_grad()
-    def batch_decode(self, codes: torch.Tensor, codec) -> torch.Tensor:
-        """Generated codes `(W, stems, 2 F, Q)` -> waveforms `(W, stems, T)` by the codec that is passed in."""
-        acoustic, semantic = self.deinterleave(codes)
+    def batch_decode(self, codes: torch.Tensor, codec, num_codebooks: int | None = None) -> torch.Tensor:
+        """Generated codes `(W, stems, 2 F, Q)` -> waveforms `(W, stems, T)` by the codec that is passed in.
+
+        With `num_codebooks` only the first layers are used: fewer details, and fewer errors of a small model.
+        """
+        acoustic, semantic = self.deinterleave(codes[..., :num_codebooks])
         audio = codec.decode(acoustic.flatten(0, 1), semantic.flatten(0, 1)).audio_values
         return audio.unflatten(0, codes.shape[:2])
 
@@ -169,29 +178,27 @@ class MssProcessor(ProcessorMixin):
         arguments are what `__call__` returned.
         """
         starts = window_starts.tolist()
-        length = -(-num_samples * self.sampling_rate // sampling_rate)  # what `resample` gave
-        song = overlap_add(windows, starts, overlap_samples, length) / gain
-        return resample(song, self.sampling_rate, sampling_rate)[..., :num_samples]
+        blocks = self.stitch_blocks(windows, starts, overlap_samples, float(gain), num_samples, sampling_rate)
+        return torch.cat(list(blocks), dim=-1)
 
-
-def _as_float(audio: np.ndarray | torch.Tensor | list) -> torch.Tensor:
-    """Floating point as it is, PCM integers with full scale 1; anything else is a ValueError."""
-    if not isinstance(audio, torch.Tensor):
-        array = np.asarray(audio)
-        if array.dtype.name not in (*INTEGER_RANGES, "float16", "float32", "float64"):
-            raise ValueError(
-                f"Audio must be floating point, or integers of type {list(INTEGER_RANGES)}, got {array.dtype}."
-            )
-        audio = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
-    name = str(audio.dtype).removeprefix("torch.")
-    if name in INTEGER_RANGES:
-        centre, full_scale = INTEGER_RANGES[name]
-        return ((audio.double() - centre) / full_scale).float()
-    if not audio.is_floating_point():
-        raise ValueError(
-            f"Audio must be floating point, or integers of type {list(INTEGER_RANGES)}, got {audio.dtype}."
-        )
-    return audio.detach().float()
+    def stitch_blocks(
+        self,
+        windows: Iterable[torch.Tensor],
+        window_starts: list[int],
+        overlap_samples: int,
+        gain: float,
+        num_samples: int,
+        sampling_rate: int,
+    ) -> Iterator[torch.Tensor]:
+        """`stitch` for songs of any length: windows `(stems, T)` as they come -> consecutive pieces `(stems, n)`."""
+        resampler = StreamingResampler(self.sampling_rate, sampling_rate)
+        missing = num_samples
+        length = self.model_samples(num_samples, sampling_rate)
+        for samples in cross_fade(windows, window_starts, overlap_samples, length):
+            block = resampler.push(samples / gain)[..., :missing]
+            missing -= block.shape[-1]
+            yield block
+        yield resampler.finish()[..., :missing]
 
 
 __all__ = ["MssProcessor"]

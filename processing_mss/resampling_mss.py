@@ -29,9 +29,49 @@ def resample(waveform: torch.Tensor, orig_rate: int, new_rate: int) -> torch.Ten
     divisor = math.gcd(orig_rate, new_rate)
     orig, new = orig_rate // divisor, new_rate // divisor
     num_samples = -(-waveform.shape[-1] * new // orig)
-    signals = waveform.reshape(-1, waveform.shape[-1])
+    signals = waveform.reshape(math.prod(waveform.shape[:-1]), waveform.shape[-1])  # -1 fails without samples
     method = _resample_by_phases if max(orig, new) <= MAX_PHASES else _resample_by_samples
     return method(signals, orig, new, num_samples).view(*waveform.shape[:-1], num_samples)
+
+
+class StreamingResampler:
+    """`resample` for audio that comes in blocks: what `push` and `finish` return, joined, is what it gives at once.
+
+    Memory: a block, and a common period of the two rates (147 samples for 44100 -> 48000 Hz, at most a second) with a
+    filter's length on both sides. `push` returns what is settled so far, often less than its block and maybe nothing.
+
+    Args:
+        orig, new: rates in hertz (Hz).
+    """
+
+    def __init__(self, orig: int, new: int):
+        divisor = math.gcd(orig, new)
+        self._orig, self._new = orig // divisor, new // divisor
+        self._width = _half_width(self._orig, self._new)
+        # Whole periods, so that the filters fall on the same positions in every part.
+        self._max_past = -(-self._width // self._orig) * self._orig
+        self._past = 0  # samples at the start of the buffer that have had their turn
+        self._buffer = torch.zeros(0)
+
+    def push(self, block: torch.Tensor) -> torch.Tensor:
+        """`(..., n)` -> the next `(..., m)`; leading axes, type and device are the same in every call."""
+        if self._orig == self._new:
+            self._buffer = block[..., :0]
+            return block
+        buffer = torch.cat((self._buffer, block), dim=-1) if self._buffer.numel() else block
+        periods = max(buffer.shape[-1] - self._past - self._width, 0) // self._orig
+        end = self._past + periods * self._orig
+        resampled = resample(buffer[..., : end + self._width], self._orig, self._new) if periods else buffer[..., :0]
+        settled = resampled[..., self._past * self._new // self._orig : end * self._new // self._orig]
+        start = max(end - self._max_past, 0)
+        self._buffer, self._past = buffer[..., start:].clone(), end - start  # a view would hold the whole block
+        return settled
+
+    def finish(self) -> torch.Tensor:
+        """The rest, `(..., m)`; after it the next signal may be pushed."""
+        rest = resample(self._buffer, self._orig, self._new)[..., self._past * self._new // self._orig :]
+        self._buffer, self._past = torch.zeros(0), 0
+        return rest
 
 
 def _resample_by_phases(signals: torch.Tensor, orig: int, new: int, num_samples: int) -> torch.Tensor:

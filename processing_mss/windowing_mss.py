@@ -1,6 +1,44 @@
-"""Cutting a song into windows of one length, and cross-fading windows back into a song."""
+"""Cutting a song into windows of one length, and cross-fading windows back into a song, a piece at a time.
+
+Songs and windows come and go as iterables, so a song of any length takes the memory of a few windows.
+"""
+
+from collections.abc import Iterable, Iterator
 
 import torch
+
+
+class BlockBuffer:
+    """Reads a song that comes in blocks by position, forwards: what lies before the last read is forgotten."""
+
+    def __init__(self, blocks: Iterable[torch.Tensor]):
+        """blocks: consecutive pieces `(..., n)` of the song."""
+        self.blocks = iter(blocks)
+        self.kept = None  # samples from `first` on
+        self.first = 0
+
+    def read(self, first: int, last: int) -> torch.Tensor:
+        """Samples `first` to `last` (not included), fewer where the song ends.
+
+        Raises:
+            ValueError: the song has no sample at `first`, or forgot it already.
+        """
+        while self.kept is None or self.first + self.kept.shape[-1] < last:
+            block = next(self.blocks, None)
+            if block is None:
+                break
+            self.kept = block if self.kept is None else torch.cat((self.kept, block), dim=-1)
+            self._forget(first)
+        if self.kept is not None:
+            self._forget(first)
+        if self.kept is None or self.kept.shape[-1] == 0 or first < self.first:
+            raise ValueError(f"There is no sample {first} to read (any more), the buffer begins at {self.first}.")
+        return self.kept[..., : last - first]
+
+    def _forget(self, first: int):
+        dropped = min(max(first - self.first, 0), self.kept.shape[-1])
+        self.kept = self.kept[..., dropped:]
+        self.first += dropped
 
 
 def window_starts(num_samples: int, window: int, overlap: int) -> list[int]:
@@ -15,28 +53,44 @@ def window_starts(num_samples: int, window: int, overlap: int) -> list[int]:
     return [*range(0, last, window - overlap), last]
 
 
+def cut_windows(blocks: Iterable[torch.Tensor], starts: list[int], window: int) -> Iterator[torch.Tensor]:
+    """Blocks `(..., n)` of a song -> its windows `(..., window)`, as the blocks come.
+
+    Only a song shorter than a window is padded, with zeros at its end.
+    """
+    song = BlockBuffer(blocks)
+    for start in starts:
+        samples = song.read(start, start + window)
+        yield torch.nn.functional.pad(samples, (0, window - samples.shape[-1]))
+
+
 def split_windows(waveform: torch.Tensor, starts: list[int], window: int) -> torch.Tensor:
-    """`(..., T)` -> `(W, ..., window)`; only a song shorter than a window is padded, with zeros at its end."""
-    missing = window - waveform.shape[-1]
-    if missing > 0:
-        waveform = torch.nn.functional.pad(waveform, (0, missing))
-    return torch.stack([waveform[..., start : start + window] for start in starts])
+    """`cut_windows` of a whole song: `(..., T)` -> `(W, ..., window)`."""
+    return torch.stack(list(cut_windows([waveform], starts, window)))
 
 
-def overlap_add(windows: torch.Tensor, starts: list[int], overlap: int, num_samples: int) -> torch.Tensor:
-    """Windows `(W, ..., window)`, in order -> song `(..., num_samples)`, cross-faded.
+def cross_fade(
+    windows: Iterable[torch.Tensor], starts: list[int], overlap: int, num_samples: int
+) -> Iterator[torch.Tensor]:
+    """Windows `(..., window)`, in order -> consecutive pieces `(..., n)` of a song of `num_samples`, as they come.
 
     A window fades in linearly over the last `overlap` samples of what came before and is alone from there on. Nothing
     is averaged for longer than that, also where the last window was shifted back: two generations are never in phase,
     and their mean would be 3 dB quieter.
     """
-    window = windows.shape[-1]
-    song = windows.new_zeros(*windows.shape[1:-1], max(num_samples, starts[-1] + window))
-    fade_in = (torch.arange(overlap, device=windows.device, dtype=windows.dtype) + 0.5) / max(overlap, 1)
-    song[..., :window] = windows[0]
-    for previous, start, samples in zip(starts, starts[1:], windows[1:]):
+    windows = iter(windows)
+    pending, position = next(windows), 0  # samples from `position` on that the next window may still change
+    window = pending.shape[-1]
+    fade_in = (torch.arange(overlap, device=pending.device, dtype=pending.dtype) + 0.5) / max(overlap, 1)
+    for previous, start, samples in zip(starts, starts[1:], windows):
         end = previous + window
         seam = end - overlap
-        song[..., seam:end] = torch.lerp(song[..., seam:end], samples[..., seam - start : end - start], fade_in)
-        song[..., end : start + window] = samples[..., end - start :]
-    return song[..., :num_samples]
+        yield pending[..., : seam - position]
+        faded = torch.lerp(pending[..., seam - position :], samples[..., seam - start : end - start], fade_in)
+        pending, position = torch.cat((faded, samples[..., end - start :]), dim=-1), seam
+    yield pending[..., : num_samples - position]
+
+
+def overlap_add(windows: torch.Tensor, starts: list[int], overlap: int, num_samples: int) -> torch.Tensor:
+    """`cross_fade` of all windows of a song: `(W, ..., window)` -> `(..., num_samples)`."""
+    return torch.cat(list(cross_fade(windows, starts, overlap, num_samples)), dim=-1)

@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from commands_mss.main import main
-from processing_mss import AudioSourceSeparationPipeline
+from processing_mss import AudioSourceSeparationPipeline, AudioWriter
 from tests.tiny import tiny_model, tiny_processor
 
 
@@ -27,8 +27,11 @@ def test_separate_writes_four_files_of_the_songs_rate_and_length(song, tmp_path,
     assert names == ["song/bass.wav", "song/drums.wav", "song/other.wav", "song/vocals.wav"]
     for name in names:
         info = soundfile.info(tmp_path / "out" / name)
-        assert (info.samplerate, info.frames, info.subtype) == (44100, 44100, "PCM_16")
+        assert (info.samplerate, info.frames, info.channels, info.subtype) == (44100, 44100, 2, "PCM_16")
+    stems = [soundfile.read(tmp_path / "out" / name)[0] for name in names]
+    np.testing.assert_allclose(sum(stems), soundfile.read(song)[0], atol=4 * 2**-15)  # each is a step off at most
     captured = capsys.readouterr()
+    assert "song.wav: 0:01 in" in captured.out and "x real time, wrote" in captured.out
     assert "song/vocals.wav" in captured.out and "404" in captured.err  # the progress bar counts steps
 
 
@@ -38,6 +41,66 @@ def test_separate_options(song, tmp_path, model_dir):
     assert main(["separate", str(song.parent), *arguments]) == 0  # a folder
     assert soundfile.info(tmp_path / "out" / "vocals" / "song.flac").subtype == "PCM_24"
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["song.flac"]
+
+
+def files_in(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_two_stems_and_what_the_pipeline_can_more(song, tmp_path, model_dir):
+    arguments = ["separate", str(song), "--model", model_dir, "--output_dir", str(tmp_path / "out"), "--bits", "32f"]
+    arguments += ["--two_stems", "vocals", "--window_s", "0.8", "--overlap", "0.25", "--batch_size", "2"]
+    for more in (
+        ["--expected", "--filter_iterations", "1"],
+        ["--num_candidates", "2", "--seed", "1", "--top_k", "5", "--num_codebooks", "2"],
+    ):
+        assert main([*arguments, *more, "--overwrite"]) == 0
+        assert files_in(tmp_path / "out") == ["song/no_vocals.wav", "song/vocals.wav"]
+        both = [soundfile.read(tmp_path / "out" / name)[0] for name in files_in(tmp_path / "out")]
+        np.testing.assert_allclose(sum(both), soundfile.read(song)[0], atol=1e-5)
+    assert main([*arguments, "--output", "generated", "--overwrite"]) == 0
+    assert soundfile.info(tmp_path / "out" / "song" / "no_vocals.wav").channels == 1
+
+
+def test_what_is_there_is_left_alone_unless_told_otherwise(song, tmp_path, model_dir, capsys):
+    out = tmp_path / "out"
+    arguments = ["separate", str(song), "--model", model_dir, "--output_dir", str(out)]
+    vocals, bass = out / "song" / "vocals.wav", out / "song" / "bass.wav"
+    vocals.parent.mkdir(parents=True)
+    vocals.write_text("mine")
+    assert main([*arguments, "--stems", "vocals"]) == 0  # all that was asked for is there
+    assert "left as it is" in capsys.readouterr().out
+    assert main([*arguments, "--stems", "vocals", "bass"]) == 1
+    assert "--overwrite" in capsys.readouterr().err and not bass.exists()
+    assert vocals.read_text() == "mine"
+    assert main([*arguments, "--stems", "vocals", "bass", "--overwrite"]) == 0
+    assert soundfile.info(vocals).frames == soundfile.info(bass).frames == 44100
+
+
+@pytest.mark.parametrize(
+    ("clip_mode", "expected"), [("rescale", 1 / 1.01), ("clamp", 1.0), ("none", 1.0), (None, 1 / 1.01)]
+)
+def test_peaks_that_16_bits_cannot_hold(tmp_path, model_dir, clip_mode, expected):
+    song, out = tmp_path / "loud.wav", tmp_path / "out"
+    soundfile.write(song, 8 * np.random.default_rng(0).uniform(-1, 1, (20000, 2)), 44100, subtype="FLOAT")
+    arguments = ["separate", str(song), "--model", model_dir, "--output_dir", str(out), "--window_s", "0.48"]
+    assert main([*arguments, *(["--clip_mode", clip_mode] if clip_mode else [])]) == 0
+    stems = [soundfile.read(out / name)[0] for name in (f"loud/{stem}.wav" for stem in ("vocals", "drums"))]
+    stems += [soundfile.read(out / "loud" / f"{stem}.wav")[0] for stem in ("bass", "other")]
+    assert max(np.abs(stem).max() for stem in stems) == pytest.approx(expected, abs=1e-4)
+    assert files_in(out) == sorted(f"loud/{stem}.wav" for stem in ("vocals", "drums", "bass", "other"))
+
+
+@pytest.mark.parametrize("stop_in", ["write", "__exit__"])
+def test_an_interrupted_run_leaves_no_half_file(song, tmp_path, model_dir, monkeypatch, capsys, stop_in):
+    def interrupt(self, *arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AudioWriter, stop_in, interrupt)
+    arguments = ["separate", str(song), "--model", model_dir, "--output_dir", str(tmp_path / "out")]
+    assert main([*arguments, "--window_s", "0.8"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_folder_keeps_its_shape_and_its_own_output_is_left_alone(song, tmp_path, model_dir):
@@ -55,8 +118,8 @@ def test_a_folder_keeps_its_shape_and_its_own_output_is_left_alone(song, tmp_pat
         "--stems",
         "vocals",
     ]
-    for _ in range(2):
-        assert main(arguments) == 0
+    for more in ([], ["--overwrite"], []):
+        assert main([*arguments, *more]) == 0
         written = sorted(str(path.relative_to(album / "stems")) for path in (album / "stems").rglob("*.wav"))
         assert written == ["CD1/01/vocals.wav", "CD2/01/vocals.wav"]
 
@@ -98,6 +161,10 @@ def test_a_bad_file_does_not_stop_the_others_and_leaves_nothing(song, tmp_path, 
         (["{song}", "--device", "cuda:99"], "CUDA" if not torch.cuda.is_available() else "device"),
         (["{song}", "--device", "banana"], "banana"),
         (["{song}", "--window_s", "inf"], "window_s"),
+        (["{song}", "--two_stems", "guitar"], "guitar"),
+        (["{song}", "--batch_size", "0"], "batch_size"),
+        (["{song}", "--output", "generated", "--expected"], "filtered"),
+        (["{song}", "--num_codebooks", "99"], "at most 4"),
         (["{empty}"], "No audio file"),
     ],
 )
@@ -110,6 +177,12 @@ def test_errors_are_one_line_and_leave_no_folder_behind(song, tmp_path, model_di
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert message in line
     assert not out.exists() or list(out.rglob("*")) == []
+
+
+def test_stems_and_two_stems_exclude_each_other(song, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["separate", str(song), "--stems", "vocals", "--two_stems", "vocals"])
+    assert stop.value.code == 2 and "not allowed with" in capsys.readouterr().err
 
 
 def test_a_model_that_is_none_is_named(song, tmp_path, capsys):

@@ -163,7 +163,9 @@ def test_window_weights_are_those_of_overlap_add(num_samples, window, data):
 def test_blocks_leave_no_trace(rest):
     num_samples = 30000  # four blocks at this rate
     estimates, mixture = noise(2, num_samples), noise(2, num_samples, seed=1)
-    blocks = list(filter_windows(estimates[None], [0], 0, 0.5, 1000, mixture / 0.5, 1000, rest=rest))
+    blocks = list(
+        filter_windows(estimates[None], [0], 0, 0.5, 1000, (mixture / 0.5).split(777, dim=-1), 30000, 1000, rest=rest)
+    )
     assert len(blocks) == 4
     whole = wiener_filter(estimates, mixture, rest=rest, n_fft=128)
     torch.testing.assert_close(torch.cat(blocks, dim=-1) * 0.5, whole, atol=1e-5, rtol=0)
@@ -185,7 +187,8 @@ def test_windows_of_any_song_add_up_to_it(num_samples, num_channels, rates, over
     windows = 0.1 * noise(len(starts), 3, 4000, seed=1)
     windows[::2, 1] = 0
     options = {"rest": num_samples % 2 == 0, "iterations": iterations}
-    blocks = filter_windows(windows, starts, min(overlap, 3600), gain, window_rate, mixture, rate, **options)
+    overlap = min(overlap, 3600)
+    blocks = filter_windows(windows, starts, overlap, gain, window_rate, [mixture], num_samples, rate, **options)
     stems = torch.cat(list(blocks), dim=-1)
     assert stems.shape == (3 + options["rest"], num_channels, num_samples)
     torch.testing.assert_close(stems.sum(dim=0), mixture, atol=1e-4 * 0.1 / gain, rtol=0)
@@ -198,7 +201,7 @@ def test_windows_out_of_phase_are_as_good_as_the_song(four_sounds, overlap):
     windows = split_windows(estimates, starts, 9600)
     windows[1::2] *= -1
     mixture = estimates.sum(dim=0, keepdim=True)
-    (stems,) = filter_windows(windows, starts, overlap, 1.0, 12000, mixture, 12000)
+    (stems,) = filter_windows(windows, starts, overlap, 1.0, 12000, [mixture], 48000, 12000)
     whole = wiener_filter(estimates, mixture, n_fft=fft_size(12000))
     # What differs are frames at the edges of windows, which see part of one window and part of the next.
     assert min(si_sdr(*pair) for pair in zip(stems, whole)) > 20

@@ -275,6 +275,8 @@ def _value(hint, value, place: str):
             return {key: _value(arguments[1], item, place) for key, item in value.items()} if arguments else value
         elif origin is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
             return float(value)
+        elif origin is str and value is False:
+            return "no"  # as YAML 1.1 reads it
         elif origin in (int, str, bool) and type(value) is origin:
             return value
     except ValueError:

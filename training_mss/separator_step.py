@@ -191,16 +191,10 @@ class SeparatorStage(Stage):
 
     @cached_property
     def flops_per_crop(self) -> float:
-        config = copy.deepcopy(self.model.config)
-        length = self.code_frames * config.prefix_frames_per_code_frame
-        with torch.device("meta"):
-            model = MssForConditionalGeneration(config)
-            codes = torch.zeros((1, len(config.stems), 2 * self.code_frames, config.num_codebooks), dtype=torch.long)
-            if config.conditional_encoder == "hubert":
-                inputs = {"input_values": torch.zeros(1, length * 320)}
-            else:
-                inputs = {"input_features": torch.zeros(1, length, config.encoder_config.num_mel_bins)}
-            return training_flops(model, {**inputs, "audio_codes": codes})
+        crop = torch.zeros(1, self.code_frames * self.processor.code_hop_length, device=self.model.device)
+        config = self.model.config
+        codes = crop.new_zeros(1, len(config.stems), 2 * self.code_frames, config.num_codebooks, dtype=torch.long)
+        return training_flops(self.model, self.model_inputs({"mixture": crop, "audio_codes": codes}))
 
     def describe(self, metrics: dict[str, torch.Tensor]) -> dict[str, float]:
         """One number per stem and layer."""

@@ -26,14 +26,18 @@ def device_peak_flops(device: torch.device) -> float | None:
 
 
 def training_flops(module: nn.Module, inputs: dict[str, torch.Tensor]) -> float:
-    """Floating-point operations of a forward and backward pass, counted by PyTorch on the meta device.
+    """Floating-point operations of a forward and backward pass, counted by PyTorch while it makes one.
 
-    Recomputation under gradient checkpointing is not counted, as is customary for model FLOPs utilisation.
+    Weights, gradients and statistics stay as they are. Recomputation under gradient checkpointing is not counted, as is
+    customary for model FLOPs utilisation.
 
     Args:
-        module: on the meta device; gives an output with `.loss`.
-        inputs: arguments of its `forward`, on the meta device.
+        module: gives an output with `.loss`.
+        inputs: arguments of its `forward`.
     """
+    was_training = module.training
+    module.eval()
     with FlopCounterMode(display=False) as counter:
-        module(**inputs).loss.backward()
+        torch.autograd.grad(module(**inputs).loss, [weight for weight in module.parameters() if weight.requires_grad])
+    module.train(was_training)
     return float(counter.get_total_flops())

@@ -1,0 +1,85 @@
+"""What a user may ask of a separation, checked before any work is done."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+OUTPUTS = ("filtered", "generated")
+CLIP_MODES = ("none", "rescale", "clamp")
+
+
+@dataclass(frozen=True)
+class SeparationOptions:
+    """Options of a call of the pipeline, where they are described; None stands for the model's or processor's own."""
+
+    stems: list[str] | None = None
+    two_stems: str | None = None
+    output: str = "filtered"
+    window_s: float | None = None
+    overlap: float | None = None
+    batch_size: int | None = None
+    num_candidates: int = 1
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    num_codebooks: int | None = None
+    expected: bool = False
+    filter_iterations: int = 0
+    clip_mode: str = "none"
+    progress_callback: Callable[[int, int], None] | None = None
+
+    def check(self, config) -> None:
+        """Raise ValueError for anything that a model with this configuration cannot do, or that contradicts itself."""
+        names = list(config.stems)
+        _require(self.stems is None or (self.stems and set(self.stems) <= set(names)), "stems", names, self.stems)
+        _require(self.two_stems is None or self.two_stems in names, "two_stems", names, self.two_stems)
+        _require(self.output in OUTPUTS, "output", OUTPUTS, self.output)
+        _require(self.clip_mode in CLIP_MODES, "clip_mode", CLIP_MODES, self.clip_mode)
+        for name, low in (("batch_size", 1), ("num_candidates", 1), ("num_codebooks", 1), ("filter_iterations", 0)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ValueError(f"`{name}` must be at least {low}, got {value}.")
+        if self.num_codebooks is not None and self.num_codebooks > config.num_codebooks:
+            raise ValueError(
+                f"`num_codebooks` must be at most {config.num_codebooks}, the model's, got {self.num_codebooks}."
+            )
+        if self.stems is not None and len(set(self.stems)) < len(self.stems):
+            raise ValueError(f"`stems` must name each stem once, got {self.stems}.")
+        if self.stems is not None and self.two_stems is not None:
+            raise ValueError(f"`two_stems` gives {self.labels(config)}: leave `stems` out, got {self.stems}.")
+        if self.output == "generated" and (self.expected or self.filter_iterations):
+            raise ValueError("`expected` and `filter_iterations` are for output='filtered', got output='generated'.")
+        if self.expected and self.num_codebooks is not None:
+            raise ValueError(f"`expected` averages all codebooks: leave num_codebooks={self.num_codebooks} out.")
+        if self.num_candidates > 1 and self.do_sample is False:
+            raise ValueError(
+                f"num_candidates={self.num_candidates} needs draws that differ: leave `do_sample` out or set it True."
+            )
+
+    def labels(self, config) -> list[str]:
+        """Names of the stems that come out, in order."""
+        if self.two_stems is not None:
+            return [self.two_stems, f"no_{self.two_stems}"]
+        return list(self.stems or config.stems)
+
+    def generated_stems(self, config) -> list[str]:
+        """Names of the stems whose audio is needed, in the model's order or in that asked for.
+
+        All of them to rank candidates, and to sum up generated stems. The filter takes every track that is generated
+        on the way to the last one wanted, since each makes its denominator better and costs no step.
+        """
+        names = list(config.stems)
+        if self.num_candidates > 1:
+            return names
+        if self.output == "generated":
+            return names if self.two_stems else self.labels(config)
+        if config.num_lanes > 1:
+            return names
+        wanted = [self.two_stems] if self.two_stems else self.labels(config)
+        return names[: 1 + max(map(names.index, wanted))]
+
+
+def _require(holds, name: str, allowed, received):
+    if not holds:
+        raise ValueError(f"`{name}` must be among {list(allowed)}, got {received!r}.")

@@ -1,0 +1,134 @@
+"""From windows of the mixture to estimates of its stems, in batches that fit into memory."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+
+import torch
+from transformers.utils import logging
+
+from .batching_mss import fitting_windows, window_bytes
+from .candidates_mss import best_candidates
+from .options_mss import SeparationOptions
+
+logger = logging.get_logger(__name__)
+
+SILENT_PEAK = 1e-6  # a window below it, 100 dB below the level of a song, holds nothing to separate
+DEFAULT_TOP_P = 0.9  # of candidates, where neither the call nor the model says how to draw
+
+
+class WindowSeparator:
+    """Generates the stems of windows.
+
+    Args:
+        model, processor: of the pipeline.
+        options: checked.
+    """
+
+    def __init__(self, model, processor, options: SeparationOptions):
+        self.model, self.processor, self.options = model, processor, options
+        self.stems = options.generated_stems(model.config)
+        self.sampling = {
+            "do_sample": options.do_sample,
+            "temperature": options.temperature,
+            "top_k": options.top_k,
+            "top_p": options.top_p,
+        }
+        model_samples = bool(model.generation_config.do_sample)
+        if options.num_candidates > 1:
+            self.sampling["do_sample"] = True
+            if not model_samples and (options.temperature, options.top_k, options.top_p) == (None, None, None):
+                self.sampling["top_p"] = DEFAULT_TOP_P
+
+    def __call__(self, windows: Iterable[torch.Tensor], num_windows: int) -> Iterator[torch.Tensor]:
+        """Windows `(T,)` mono at the model's rate and level -> stems `(S, T)` float32 of each, on the model's device.
+
+        Windows are taken as needed, a batch at a time. A batch that memory does not hold is halved, and those after it.
+
+        Args:
+            num_windows: in all, to report progress.
+
+        Raises:
+            RuntimeError: a single window does not fit into memory.
+        """
+        windows, waiting, done = iter(windows), [], 0
+        batch_size = self.options.batch_size
+        while True:
+            waiting += itertools.islice(windows, max((batch_size or 1) - len(waiting), 0))
+            if not waiting:
+                return
+            if batch_size is None:
+                batch_size = self.fitting_batch_size(waiting[0].shape[-1])
+                continue
+            batch = torch.stack(waiting[:batch_size])
+            try:
+                estimates = self.estimate(batch, done, num_windows)
+            except torch.OutOfMemoryError as error:
+                if len(batch) == 1:
+                    raise RuntimeError(
+                        f"Out of memory with one window of {batch.shape[-1] / self.processor.sampling_rate:.2f} s and "
+                        f"{self.options.num_candidates} candidate(s) of it: use fewer candidates, a shorter window_s, "
+                        f"a smaller dtype or another device ({error})."
+                    ) from error
+                batch_size = len(batch) // 2
+                logger.warning(f"Out of memory with {len(batch)} windows at once: going on with {batch_size}.")
+                continue
+            yield from estimates
+            done += len(batch)
+            waiting = waiting[len(batch) :]
+
+    def fitting_batch_size(self, window_samples: int) -> int:
+        """Windows of this length, with all their candidates, that fit into memory; at least 1."""
+        config = self.model.config
+        num_tracks = 1 + max(map(list(config.stems).index, self.stems))
+        element_size = self.model.dtype.itemsize
+        rows = fitting_windows(self.model.device, window_bytes(config, window_samples, num_tracks, element_size))
+        return max(1, rows // self.options.num_candidates)
+
+    def estimate(self, batch: torch.Tensor, first: int, num_windows: int) -> torch.Tensor:
+        """Windows `(B, T)` -> stems `(B, S, T)` float32; the best candidates, where there are several.
+
+        Windows that are silent have silent stems, whatever the model says.
+
+        Args:
+            first: index of the first window in the song: it says which noise is drawn, so that a song's stems are the
+                same in batches of any size, and how far the song is done.
+        """
+        num_candidates = self.options.num_candidates
+        rows = batch.to(self.model.device).repeat_interleave(num_candidates, dim=0)
+        inputs = self.processor.feature_extractor(rows, sampling_rate=self.processor.sampling_rate)
+
+        def on_step(done: int, total: int):
+            if self.options.progress_callback is not None:
+                self.options.progress_callback(first * total + done * len(batch), num_windows * total)
+
+        generated = self.model.generate(
+            **inputs,
+            stems=self.stems,
+            seed=self._seeds(range(first, first + len(batch))),
+            output_latents=self.options.expected,
+            step_callback=on_step,
+            **self.sampling,
+        )
+        stems = self._decode(generated).float()
+        if not stems.isfinite().all():
+            raise ValueError(f"The model gives NaN or infinity in {self.model.dtype}: use bfloat16 or float32.")
+        audible = (rows.abs().amax(dim=-1) > SILENT_PEAK)[:, None, None]
+        stems = torch.where(audible, stems, 0).unflatten(0, (len(batch), num_candidates))
+        if num_candidates == 1:
+            return stems[:, 0]
+        return best_candidates(stems, rows[::num_candidates], self.processor.sampling_rate)
+
+    def _decode(self, generated) -> torch.Tensor:
+        """What `generate` returned -> waveforms `(rows, S, T)`."""
+        if not self.options.expected:
+            return self.processor.batch_decode(generated, self.model.codec, self.options.num_codebooks)
+        latents = generated.acoustic_latents.flatten(0, 1), generated.semantic_latents.flatten(0, 1)
+        return self.model.codec.decode_latents(*latents).audio_values.unflatten(0, generated.codes.shape[:2])
+
+    def _seeds(self, windows: range) -> list[int] | None:
+        """A seed for every candidate of every window."""
+        if self.options.seed is None:
+            return None
+        derive = self.model.derive_seeds
+        candidates = range(self.options.num_candidates)
+        return [seed for window in derive(self.options.seed, windows) for seed in derive(window, candidates)]

@@ -1,0 +1,192 @@
+"""Audio read, resampled and written block by block equals audio handled whole."""
+
+import av
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from processing_mss import (
+    AudioReader,
+    AudioReadError,
+    AudioWriteError,
+    AudioWriter,
+    StreamingResampler,
+    audio_io_mss,
+    read_audio,
+    resample,
+    write_audio,
+)
+
+BY_LIBSNDFILE = {"wav": "PCM_24", "flac": "PCM_16", "ogg": "VORBIS", "opus": "OPUS", "mp3": "MPEG_LAYER_III"}
+BY_FFMPEG = {"m4a": "aac", "mp4": "aac", "mov": "pcm_s16le"}
+NAN = np.full((2, 5000), np.nan, dtype=np.float32)
+
+
+def encode_with_ffmpeg(path, codec: str, waveform: np.ndarray):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=48000, layout="stereo")
+        stream.format = "fltp" if codec == "aac" else "s16"
+        for start in range(0, waveform.shape[1], 1024):
+            samples = np.ascontiguousarray(waveform[:, start : start + 1024])
+            frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="stereo")
+            frame.sample_rate, frame.pts = 48000, start
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory, four_sounds):
+    """The path of one sound in each format, `(2, 150000)` and so longer than what is decoded at once."""
+    folder, waveform = tmp_path_factory.mktemp("encoded"), four_sounds[:2, :150000].numpy()
+    for suffix, subtype in BY_LIBSNDFILE.items():
+        container = "OGG" if suffix == "opus" else suffix.upper()
+        soundfile.write(folder / f"song.{suffix}", waveform.T, 48000, subtype, format=container)
+    for suffix, codec in BY_FFMPEG.items():
+        encode_with_ffmpeg(folder / f"song.{suffix}", codec, waveform)
+    # Without its first frame, which is no audio but counts it, an mp3 does not state its length.
+    mp3 = (folder / "song.mp3").read_bytes()
+    (folder / "uncounted.mp3").write_bytes(mp3[mp3.index(b"\xff\xfb", 4) :])
+    return {path.name: path for path in folder.iterdir()}
+
+
+NAMES = [*(f"song.{suffix}" for suffix in (*BY_LIBSNDFILE, *BY_FFMPEG)), "uncounted.mp3"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(block_samples=st.one_of(st.integers(64, 3000), st.integers(1, 300000)), as_bytes=st.booleans())
+@settings(max_examples=8)
+def test_blocks_are_what_is_read_at_once(encoded, name, block_samples, as_bytes):
+    source = encoded[name].read_bytes() if as_bytes else encoded[name]
+    whole, rate = read_audio(source)
+    assert abs(whole.shape[1] - 150000) <= 3000  # encoders pad
+    with AudioReader(source) as reader:
+        assert (reader.num_channels, reader.num_samples, reader.sampling_rate) == (*whole.shape, rate)
+        unfinished = reader.blocks(block_samples)
+        next(unfinished)
+        for _ in range(2):  # every pass starts anew
+            blocks = list(reader.blocks(block_samples))
+            assert all(block.shape == (2, block_samples) for block in blocks[:-1])
+            assert blocks[-1].shape[1] > 0 and {block.dtype for block in blocks} == {np.dtype("float32")}
+            np.testing.assert_array_equal(np.concatenate(blocks, axis=1), whole)
+    assert list(unfinished) == []  # closed with the reader
+
+
+@pytest.mark.parametrize("name", [f"song.{suffix}" for suffix in BY_LIBSNDFILE])
+def test_pieces_are_what_libsndfile_reads_at_once(encoded, name):
+    expected, _ = soundfile.read(encoded[name], dtype="float32")
+    np.testing.assert_array_equal(read_audio(encoded[name])[0], expected.T)
+
+
+def test_files_that_break_are_refused_when_opened(tmp_path, encoded):
+    for name, waveform in [("nan.wav", NAN), ("none.wav", NAN[:, :0])]:
+        write_audio(tmp_path / name, waveform, 48000, "32f")
+    flac = encoded["song.flac"].read_bytes()
+    (tmp_path / "cut.flac").write_bytes(flac[: len(flac) // 2])
+    (tmp_path / "empty.wav").touch()
+    for name, message in [
+        ("nan.wav", "NaN or infinity"),
+        ("none.wav", "no sample"),
+        ("cut.flac", "soundfile.*av"),
+        ("empty.wav", "0 bytes"),
+        ("missing.wav", "no such file"),
+    ]:
+        for read in (read_audio, AudioReader):
+            with pytest.raises(AudioReadError, match=rf"{name}.*{message}"):
+                read(tmp_path / name)
+
+
+def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path):
+    path = tmp_path / "song.wav"
+    write_audio(path, np.zeros((1, 1000)), 8000)
+    with AudioReader(path) as reader:
+        with pytest.raises(ValueError, match="at least 1"):
+            reader.blocks(0)
+        write_audio(path, np.zeros((1, 900)), 8000)
+        with pytest.raises(AudioReadError, match=r"song.wav again: it had 1000 samples, now 900"):
+            list(reader.blocks(300))
+        path.write_text("no audio any more")
+        with pytest.raises(AudioReadError, match=r"song.wav again"):
+            list(reader.blocks(300))
+
+
+def test_a_url_is_downloaded_once(encoded, monkeypatch):
+    contents = [encoded["song.ogg"].read_bytes()]
+    monkeypatch.setattr(audio_io_mss, "_download", lambda url: contents.pop())
+    with AudioReader("https://example.org/song.ogg") as reader:
+        assert sum(block.shape[1] for block in reader.blocks(9999)) == reader.num_samples
+
+
+@pytest.mark.parametrize("target", [("wav", "16"), ("wav", "24"), ("wav", "32f"), ("flac", "24"), ("mp3", "16")])
+@pytest.mark.parametrize("wav_limit", [audio_io_mss.WAV_LIMIT, 60000])
+def test_blocks_write_what_is_written_at_once(tmp_path, monkeypatch, target, wav_limit):
+    suffix, bits = target
+    rng = np.random.default_rng(0)
+    waveform = rng.normal(0, 0.7, (2, 40000))  # beyond full scale here and there
+    write_audio(tmp_path / f"whole.{suffix}", waveform, 44100, bits)
+    monkeypatch.setattr(audio_io_mss, "WAV_LIMIT", wav_limit)
+    paths = [tmp_path / f"{name}.{suffix}" for name in ("a", "b")]
+    with AudioWriter(paths[0], 44100, 2, suffix, bits) as a, AudioWriter(paths[1], 44100, 2, bits=bits) as b:
+        for block in np.split(waveform, sorted(rng.integers(0, 40000, 7)), axis=1):
+            a.write(block)
+            b.write(block)
+    whole, _ = read_audio(tmp_path / f"whole.{suffix}")
+    for path in paths:
+        np.testing.assert_array_equal(read_audio(path)[0], whole)
+        is_rf64 = suffix == "wav" and wav_limit == 60000
+        assert path.read_bytes()[:4] == (b"RF64" if is_rf64 else path.with_stem("whole").read_bytes()[:4])
+    if bits != "32f" and suffix != "mp3":
+        np.testing.assert_allclose(whole, waveform.clip(-1, 1), atol=2**-15)  # cut, never wrapped around
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_an_interrupted_file_leaves_nothing_but_what_was_there(tmp_path, error):
+    (tmp_path / "old.wav").write_text("old")
+    for name in ("old.wav", "new.mp3"):
+        with pytest.raises(error), AudioWriter(tmp_path / name, 48000, 1) as writer:
+            writer.write(np.zeros((1, 5000)))
+            raise error
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_what_cannot_be_written_is_refused(tmp_path):
+    with pytest.raises(AudioWriteError, match="formats are"):
+        AudioWriter(tmp_path / "song", 48000, 1)
+    wrong = [NAN, NAN[:1] * 0, np.zeros(5), np.zeros((2, 5), dtype=np.int16)]  # libmp3lame dies of NaN
+    for block, message in zip(wrong, ["NaN or infinity", "(2, samples)", "(2, samples)", "int16"]):
+        with pytest.raises(AudioWriteError) as raised, AudioWriter(tmp_path / "song.mp3", 48000, 2) as writer:
+            writer.write(block)
+        assert message in str(raised.value)
+    write_audio(tmp_path / "loud.mp3", np.full((1, 5000), 1e9), 48000)  # and of this, were it not cut
+    assert [path.name for path in tmp_path.iterdir()] == ["loud.mp3"]
+
+
+RATES = [(44100, 48000), (48000, 44100), (8000, 48000), (192000, 48000), (48000, 48000), (44101, 48000), (8000, 8011)]
+
+
+@given(
+    rates=st.sampled_from(RATES), num_samples=st.integers(0, 60000), shape=st.sampled_from([(), (2,)]), data=st.data()
+)
+@settings(max_examples=60)
+def test_streaming_resampler_is_resample(rates, num_samples, shape, data):
+    cuts = sorted(data.draw(st.lists(st.integers(0, num_samples), max_size=12)))
+    waveform = torch.rand(*shape, num_samples) * 2 - 1
+    expected = resample(waveform, *rates)
+    resampler = StreamingResampler(*rates)
+    for _ in range(2):  # it can be used again
+        blocks = [resampler.push(block) for block in waveform.tensor_split(cuts, dim=-1)]
+        resampled = torch.cat([*blocks, resampler.finish()], dim=-1)
+        assert resampled.shape == expected.shape
+        torch.testing.assert_close(resampled, expected, atol=1e-6, rtol=0)
+
+
+def test_streaming_resampler_holds_on_to_little():
+    resampler = StreamingResampler(44100, 48000)
+    held = []
+    for _ in range(50):
+        assert abs(resampler.push(torch.zeros(2, 44100)).shape[-1] - 48000) < 500
+        held.append(resampler._buffer.shape[-1])
+    assert max(held) < 1000 and resampler.finish().shape[-1] < 500
