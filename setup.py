@@ -25,7 +25,7 @@ EXTRAS = {
 }
 # pyworld is built from source; the Makefile installs it for the tests where that works.
 EXTRAS["dev"] += [name for name in EXTRAS["data"] if name != "pyworld"]
-EXTRAS["dev"] += [*EXTRAS["teachers"], *EXTRAS["train"]]
+EXTRAS["dev"] += [*EXTRAS["teachers"], *EXTRAS["train"], *EXTRAS["space"]]
 EXTRAS["all"] = sorted({requirement for requirements in EXTRAS.values() for requirement in requirements})
 
 setup(

@@ -16,6 +16,7 @@ from modeling_mss import HCodecConfig, HCodecModel, MssConfig, MssForConditional
 from tests.tiny import small_corpus, tiny_codec, tiny_model, tiny_processor, tiny_training_config
 from training_mss.configuration import load_config
 from training_mss.optimization import learning_rate_factor
+from training_mss.separator_step import SeparatorStage
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -257,7 +258,7 @@ def test_the_bank_and_the_device_corpus_train_too(tmp_path, config, corpus, code
         losses = [record["train/loss"] for record in read_log(output_dir).values()]
         assert losses[-1] < losses[0]
     assert list(output_dir.rglob("events.out.tfevents.*"))
-    assert list(output_dir.rglob("vocals_filtered.wav"))
+    assert list(output_dir.rglob("vocals_expected.wav"))
 
 
 def test_wrong_usage_says_what_to_do(tmp_path, config, corpus, codec_dir, capsys):
@@ -293,3 +294,40 @@ def test_the_papers_model_takes_a_step_with_fewer_layers():
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in trained.values())
     layer = sum(weight.numel() for name, weight in trained.items() if name.startswith("decoder.layers.0."))
     assert layer == 4 * 2048**2 + 3 * 2048 * 8192 + 2 * 2048
+
+
+def test_it_runs_on_a_machine_without_audio_and_evaluation_packages(tmp_path, config, corpus, codec_dir):
+    missing = ["soundfile", "av", "datasets", "gradio", "evaluate", "matplotlib", "tensorboard", "torchaudio", "scipy"]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({missing}))\n"  # None: not there
+        "import train_accelerate; sys.exit(train_accelerate.main(sys.argv[1:]))"
+    )
+    more = ["--codec", codec_dir, "--max_steps", "2", "--set", "separator.crops.input=device"]
+    settings = arguments("separator", config, corpus, tmp_path / "run", *more)
+    result = subprocess.run(
+        [sys.executable, "-c", code, *settings], env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
+    assert not list((tmp_path / "run").rglob("*.png"))
+
+
+def test_operations_are_counted_as_six_per_weight_and_position(config, codec_dir):
+    stage = SeparatorStage(load_config(config), codec_path=codec_dir)
+    weights = sum(weight.numel() for weight in stage.model.decoder.layers.parameters() if weight.dim() == 2)
+    assert stage.flops_per_crop > 6 * weights * stage.tokens_per_crop
+    assert all(weight.grad is None for weight in stage.model.parameters())
+
+
+def test_the_result_is_pushed_to_the_hub(tmp_path, config, corpus, codec_dir, monkeypatch):
+    calls = []
+    monkeypatch.setattr("training_mss.export.HfApi.create_repo", lambda self, name, **options: calls.append(name))
+    monkeypatch.setattr(
+        "training_mss.export.HfApi.upload_folder",
+        lambda self, folder_path, repo_id, **options: calls.append((repo_id, sorted(os.listdir(folder_path)))),
+    )
+    more = ["--codec", codec_dir, "--max_steps", "1", "--push_to_hub", "someone/separator"]
+    assert train_accelerate.main(arguments("separator", config, corpus, tmp_path / "run", *more)) == 0
+    name, (repository, files) = calls
+    assert name == repository == "someone/separator"
+    assert {"README.md", "config.json", "model.safetensors", "pipeline_mss.py", "modeling_mss.py"} <= set(files)

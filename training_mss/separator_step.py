@@ -11,8 +11,8 @@ from accelerate.utils import extract_model_from_parallel
 
 from modeling_mss import HCodecModel, MssConfig, MssForConditionalGeneration
 from processing_mss import AudioSourceSeparationPipeline, MssFeatureExtractor, MssProcessor
-from processing_mss.filtering_mss import wiener_filter
 
+from .codec_losses import filter_mixture
 from .configuration import TrainingConfig
 from .run_state import load_learned_weights
 from .scores import si_sdr
@@ -150,16 +150,22 @@ class SeparatorStage(Stage):
         return scores
 
     def demonstrate(self, batch: dict) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Greedy decoding, as the codec plays it (`generated`) and as a filter over the mixture (`filtered`)."""
+        """Greedy decoding, as the codec plays it (`generated`) and as a filter over the mixture: from what was chosen
+        (`filtered`), from the average of what was held possible (`expected`), and from the true codes, which is what a
+        perfect language model would reach."""
         inputs = self.model_inputs(batch)
         references, mixture = batch["stems"], batch["mixture"]
-        generated = self._decode(self.model.generate(**{k: v for k, v in inputs.items() if k != "audio_codes"}))
-        ceiling = self._decode(inputs["audio_codes"])  # the true codes: what a perfect language model would reach
+        true_codes = inputs.pop("audio_codes")
+        output = self.model.generate(**inputs, output_latents=True)
+        generated = self._decode(output.codes)
+        latents = output.acoustic_latents.flatten(0, 1), output.semantic_latents.flatten(0, 1)
+        expected = self.model.codec.decode_latents(*latents).audio_values.unflatten(0, references.shape[:2])
         estimates = {
             "mixture": mixture[:, None].expand_as(references),
             "generated": generated,
-            "filtered": wiener_filter(generated, mixture[:, None])[:, :, 0],
-            "filtered_true_codes": wiener_filter(ceiling, mixture[:, None])[:, :, 0],
+            "filtered": filter_mixture(generated, mixture),
+            "expected": filter_mixture(expected, mixture),
+            "true_codes": filter_mixture(self._decode(true_codes), mixture),
         }
         scores = {}
         for name, estimate in estimates.items():
@@ -171,7 +177,7 @@ class SeparatorStage(Stage):
         for index, stem in enumerate(self.model.config.stems):
             samples[f"{stem}_reference"] = references[0, index]
             samples[f"{stem}_generated"] = generated[0, index]
-            samples[f"{stem}_filtered"] = estimates["filtered"][0, index]
+            samples[f"{stem}_expected"] = estimates["expected"][0, index]
         return scores, samples
 
     def _decode(self, codes: torch.Tensor) -> torch.Tensor:
