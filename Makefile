@@ -11,7 +11,7 @@ DEMO_SONG = $$($(BIN)/python -c "from importlib.util import find_spec; \
 
 SOUNDFONT ?= $(firstword $(wildcard /usr/share/sounds/sf2/FluidR3_GM.sf2 /usr/share/sounds/sf3/MuseScore_General_Lite.sf3))
 TRAIN = $(BIN)/python train_accelerate.py --config configs/tiny.yaml --manifests runs/tiny/songs --num_workers 1 \
-	--validation_steps 100 --checkpointing_steps 100 --resume
+	--validation_steps 300 --checkpointing_steps 300 --resume
 
 .PHONY: setup demo test check train_tiny
 

@@ -150,14 +150,14 @@ class SeparatorStage(Stage):
         return scores
 
     def demonstrate(self, batch: dict) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Greedy decoding, as the codec plays it (`generated`) and as a filter over the mixture: from what was chosen
-        (`filtered`), from the average of what was held possible (`expected`), and from the true codes, which is what a
-        perfect language model would reach."""
+        """Greedy decoding, as the codec plays it (`generated`) and as a filter over the mixture (`filtered`); the filter
+        of a sampled decoding's averages of what was held possible (`expected`: a model that has learned little chooses
+        silence too often when greedy); and that of the true codes, which a perfect language model would reach."""
         inputs = self.model_inputs(batch)
         references, mixture = batch["stems"], batch["mixture"]
         true_codes = inputs.pop("audio_codes")
-        output = self.model.generate(**inputs, output_latents=True)
-        generated = self._decode(output.codes)
+        generated = self._decode(self.model.generate(**inputs))
+        output = self.model.generate(**inputs, do_sample=True, top_p=0.9, seed=0, output_latents=True)
         latents = output.acoustic_latents.flatten(0, 1), output.semantic_latents.flatten(0, 1)
         expected = self.model.codec.decode_latents(*latents).audio_values.unflatten(0, references.shape[:2])
         estimates = {
