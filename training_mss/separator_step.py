@@ -150,9 +150,9 @@ class SeparatorStage(Stage):
         return scores
 
     def demonstrate(self, batch: dict) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Greedy decoding, as the codec plays it (`generated`) and as a filter over the mixture (`filtered`); the filter
-        of a sampled decoding's averages of what was held possible (`expected`: a model that has learned little chooses
-        silence too often when greedy); and that of the true codes, which a perfect language model would reach."""
+        """Greedy decoding, as the codec plays it (`generated`) and as a filter over the mixture (`filtered`); sampled
+        decoding, whose averages of what was held possible make the filter (`expected`: a model that has learned little
+        chooses silence too often when greedy); and true codes, which a perfect language model would reach."""
         inputs = self.model_inputs(batch)
         references, mixture = batch["stems"], batch["mixture"]
         true_codes = inputs.pop("audio_codes")
