@@ -11,6 +11,7 @@ from accelerate.utils import extract_model_from_parallel
 
 from modeling_mss import HCodecModel, MssConfig, MssForConditionalGeneration
 from processing_mss import AudioSourceSeparationPipeline, MssFeatureExtractor, MssProcessor
+from processing_mss.filtering_mss import fft_size, istft, power, ratio_masks, stft
 
 from .codec_losses import filter_mixture
 from .configuration import TrainingConfig
@@ -21,6 +22,7 @@ from .throughput import training_flops
 
 PLAYER = "separator"
 FROZEN_CODEC = "codec."
+NUM_DRAWS = 8  # decodings whose power is averaged in validation
 
 
 class SeparatorStage(Stage):
@@ -150,21 +152,18 @@ class SeparatorStage(Stage):
         return scores
 
     def demonstrate(self, batch: dict) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Greedy decoding, as the codec plays it (`generated`) and as a filter over the mixture (`filtered`); sampled
-        decoding, whose averages of what was held possible make the filter (`expected`: a model that has learned little
-        chooses silence too often when greedy); and true codes, which a perfect language model would reach."""
+        """Greedy decoding, as the codec plays it (`generated`) and as a filter over the mixture (`filtered`); the
+        filter of what the model expects (`expected`), and of the true codes: what a perfect language model would reach.
+        """
         inputs = self.model_inputs(batch)
         references, mixture = batch["stems"], batch["mixture"]
         true_codes = inputs.pop("audio_codes")
         generated = self._decode(self.model.generate(**inputs))
-        output = self.model.generate(**inputs, do_sample=True, top_p=0.9, seed=0, output_latents=True)
-        latents = output.acoustic_latents.flatten(0, 1), output.semantic_latents.flatten(0, 1)
-        expected = self.model.codec.decode_latents(*latents).audio_values.unflatten(0, references.shape[:2])
         estimates = {
             "mixture": mixture[:, None].expand_as(references),
             "generated": generated,
             "filtered": filter_mixture(generated, mixture),
-            "expected": filter_mixture(expected, mixture),
+            "expected": self._filter_by_expectation(inputs, mixture),
             "true_codes": filter_mixture(self._decode(true_codes), mixture),
         }
         scores = {}
@@ -179,6 +178,20 @@ class SeparatorStage(Stage):
             samples[f"{stem}_generated"] = generated[0, index]
             samples[f"{stem}_expected"] = estimates["expected"][0, index]
         return scores, samples
+
+    def _filter_by_expectation(self, inputs: dict[str, torch.Tensor], mixture: torch.Tensor) -> torch.Tensor:
+        """Stems cut out of mixtures `(B, T)` by the mean power of several sampled decodings, `(B, S, T)`.
+
+        A Wiener filter wants the power that is expected, and a model that has learned little chooses silence too often
+        when greedy.
+        """
+        rows = {name: value.repeat_interleave(NUM_DRAWS, dim=0) for name, value in inputs.items()}
+        output = self.model.generate(**rows, do_sample=True, top_p=0.9, seed=0, output_latents=True)
+        latents = output.acoustic_latents.flatten(0, 1), output.semantic_latents.flatten(0, 1)
+        draws = self.model.codec.decode_latents(*latents).audio_values.unflatten(0, (len(mixture), NUM_DRAWS, -1))
+        n_fft = fft_size(self.processor.sampling_rate)
+        masks = ratio_masks(power(stft(draws, n_fft)).mean(dim=1))
+        return istft(masks * stft(mixture, n_fft)[:, None], mixture.shape[-1])
 
     def _decode(self, codes: torch.Tensor) -> torch.Tensor:
         return self.processor.batch_decode(codes, self.model.codec)
