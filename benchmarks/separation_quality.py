@@ -5,8 +5,9 @@
 
 With --codec, true stems go through the codec and act as estimates: the most that any language model over it can reach.
 With --model, the model separates. Songs are those of the validation and test splits, in stereo; of each, excerpts in
-the middle. Scores are means over excerpts and audible stems: `usdr` in dB (higher is better), `mel`, the mean
-difference of log-mel spectrograms (lower is better; 0.1 is 1 dB). Prints a table, then one JSON line.
+the middle. Scores are means over excerpts and audible stems: `usdr` and `si_sdr` in dB (higher is better), `mel`, the
+mean difference of log-mel spectrograms (lower is better; 0.1 is 1 dB), `seam`, by how many dB `usdr` is worse where
+windows meet. Prints a table, then one JSON line.
 """
 
 import argparse
@@ -19,10 +20,12 @@ import torch
 import mss_lm  # noqa: F401
 from data_mss.dataset import stem_paths
 from data_mss.manifest import Song, read_manifest
-from modeling_mss import HCodecModel
+from modeling_mss import HCodecModel, MssForConditionalGeneration
 from processing_mss import AudioSourceSeparationPipeline, MssProcessor, read_audio, resample
 from processing_mss.filtering_mss import wiener_filter
+from processing_mss.windowing_mss import window_starts
 from training_mss.codec_losses import spectral_losses, usdr
+from training_mss.scores import si_sdr
 
 RATE = 48000
 WINDOW = 4 * RATE
@@ -53,14 +56,16 @@ class Scores:
     def __init__(self):
         self.values = defaultdict(lambda: defaultdict(list))
 
-    def add(self, method: str, estimates: torch.Tensor, stems: torch.Tensor, seconds: float = 0.0):
+    def add(self, method: str, estimates: torch.Tensor, stems: torch.Tensor, seconds: float = 0.0, seam: float = 0.0):
         """Estimates and true stems `(S, C, T)`; mono estimates count for both channels."""
         estimates = estimates.expand_as(stems)
         ratios = usdr(estimates.flatten(1), stems.flatten(1))
         audible = ~ratios.isnan()
         mel = spectral_losses(estimates.mean(dim=1), stems.mean(dim=1), RATE, stft=False)["mel"]
         self.values[method]["usdr"].append(ratios[audible].mean().item())
+        self.values[method]["si_sdr"].append(si_sdr(estimates.flatten(1), stems.flatten(1)).nanmean().item())
         self.values[method]["mel"].append(mel[audible].mean().item())
+        self.values[method]["seam"].append(seam)
         self.values[method]["seconds"].append(seconds)
 
     def report(self, benchmark: str):
@@ -69,7 +74,8 @@ class Scores:
             for method, scores in self.values.items()
         }
         for method, scores in table.items():
-            print(f"{method:42s} usdr {scores['usdr']:7.2f} dB   mel {scores['mel']:.3f}   {scores['seconds']:6.2f} s")
+            values = " ".join(f"{name} {scores[name]:6.2f}  " for name in ("usdr", "si_sdr", "mel", "seam", "seconds"))
+            print(f"{method:42s} {values}")
         number = max(len(scores["usdr"]) for scores in self.values.values())
         print(json.dumps({"benchmark": benchmark, "excerpts": number, "scores": table}))
 
@@ -102,32 +108,55 @@ def measure_codec(path: str, excerpts: list[torch.Tensor]):
     scores.report("separation_quality, true stems through the codec")
 
 
+def seam_difference(estimates: torch.Tensor, stems: torch.Tensor, window: int, overlap: int) -> float:
+    """By how many dB `usdr` is worse where windows meet than in their middles; 0 leaves nothing to hear."""
+    overlap = max(overlap, window // 10)  # without an overlap, the same stretch around the step
+    near = torch.zeros(stems.shape[-1], dtype=torch.bool)
+    starts = window_starts(stems.shape[-1], window, overlap)
+    for previous in starts[:-1]:
+        near[previous + window - overlap : previous + window] = True
+    middle, seam = (usdr(estimates[..., part].flatten(1), stems[..., part].flatten(1)) for part in (~near, near))
+    return (middle - seam).nanmean().item()
+
+
 def measure_model(path: str, excerpts: list[torch.Tensor]):
-    separate = AudioSourceSeparationPipeline(path, processor=MssProcessor.from_pretrained(path))
+    model, processor = MssForConditionalGeneration.from_pretrained(path), MssProcessor.from_pretrained(path)
+    separate = AudioSourceSeparationPipeline(model=model, processor=processor)
     scores = Scores()
-    sampled = {"do_sample": True, "top_p": 0.9, "seed": 0}
+    draws = {"do_sample": True, "top_p": 0.9, "seed": 0}
+    mean = {"seed": 0, "expected": True, "num_candidates": 4}
     methods = {
         "generated, greedy": {"output": "generated"},
-        "generated, sampled": {"output": "generated", **sampled},
-        "filtered, greedy": {},
-        "filtered, sampled": sampled,
-        "filtered, greedy, expected": {"expected": True},
-        "filtered, sampled, expected": {"expected": True, **sampled},
-        "filtered, greedy, expected, EM 1": {"expected": True, "filter_iterations": 1},
-        "filtered, greedy, no overlap": {"overlap": 0.0},
-        "filtered, greedy, expected, overlap 0.25": {"expected": True, "overlap": 0.25},
-        "filtered, 4 candidates": {"num_candidates": 4, "seed": 0},
-        "filtered, 16 candidates": {"num_candidates": 16, "seed": 0, "batch_size": 2},
-        "filtered, 4 candidates, expected": {"num_candidates": 4, "seed": 0, "expected": True},
+        "generated, one draw": {"output": "generated", **draws},
+        "generated, best of 4": {"output": "generated", "num_candidates": 4, "seed": 0},
+        "generated, best of 16": {"output": "generated", "num_candidates": 16, "seed": 0, "batch_size": 2},
+        "greedy": {},
+        "greedy, expected": {"expected": True},
+        "one draw": draws,
+        "one draw, expected": {"expected": True, **draws},
+        "best of 4": {"num_candidates": 4, "seed": 0, "combine": "best"},
+        "best of 16": {"num_candidates": 16, "seed": 0, "combine": "best", "batch_size": 2},
+        "mean of 4": {"num_candidates": 4, "seed": 0},
+        "mean of 16": {"num_candidates": 16, "seed": 0, "batch_size": 2},
+        "mean of 4, expected": mean,
+        "mean of 16, expected": {**mean, "num_candidates": 16, "batch_size": 2},
+        "mean of 4, expected, EM 1": {**mean, "filter_iterations": 1},
+        "mean of 4, expected, overlap 0": {**mean, "overlap": 0.0},
+        "mean of 4, expected, overlap 0.25": {**mean, "overlap": 0.25},
+        "mean of 4, expected, overlap 0.5": {**mean, "overlap": 0.5},
     }
     for stems in excerpts:
         add_bounds(scores, stems)
         for name, options in methods.items():
+            window, overlap, _ = separate.processor.window_layout(
+                stems.shape[-1], RATE, overlap=options.get("overlap")
+            )
             started = time.perf_counter()
             result = separate(stems.sum(dim=0).numpy(), sampling_rate=RATE, **options)
+            seconds = time.perf_counter() - started
             by_name = {stem["label"]: torch.from_numpy(stem["audio"]) for stem in result}
-            estimates = torch.stack([by_name[stem] for stem in STEMS])
-            scores.add(name, estimates, stems, time.perf_counter() - started)
+            estimates = torch.stack([by_name[stem] for stem in STEMS]).expand_as(stems)
+            scores.add(name, estimates, stems, seconds, seam_difference(estimates, stems, window, overlap))
     scores.report("separation_quality, model")
 
 

@@ -82,8 +82,13 @@ def add_quality_arguments(parser: argparse.ArgumentParser):
         type=int,
         default=1,
         metavar="N",
-        help="draw N candidates of every window and keep the one that explains the song best: N times the work for all "
-        "stems; implies --do_sample (default: %(default)s)",
+        help="draw N candidates of every window, N times the work; implies --do_sample (default: %(default)s)",
+    )
+    group.add_argument(
+        "--combine",
+        choices=["mean", "best"],
+        help="what is made of candidates: filter by their mean power, or keep the one whose stems explain the song best, "
+        "which takes all stems (default: mean for filtered, best for generated)",
     )
     group.add_argument(
         "--do_sample",
@@ -140,8 +145,8 @@ def run(options: argparse.Namespace) -> int:
 
 def call_options(options: argparse.Namespace) -> dict:
     """What the pipeline is asked for, apart from the song."""
-    names = ("stems", "two_stems", "output", "window_s", "overlap", "batch_size", "num_candidates", "do_sample")
-    names += ("temperature", "top_k", "top_p", "seed", "num_codebooks", "expected", "filter_iterations")
+    names = ("stems", "two_stems", "output", "window_s", "overlap", "batch_size", "num_candidates", "combine")
+    names += ("do_sample", "temperature", "top_k", "top_p", "seed", "num_codebooks", "expected", "filter_iterations")
     return {name: getattr(options, name) for name in names}
 
 

@@ -303,7 +303,17 @@ class AudioWriter(contextlib.AbstractContextManager):
         with self._explained():
             if self._format == "WAV" and self._num_bytes > WAV_LIMIT:
                 self._move_to_rf64()
-            self._file.write(block.T)
+            self._file.write(self._samples(block))
+
+    def _samples(self, block: np.ndarray) -> np.ndarray:
+        """`(channels, n)` -> `(n, channels)` as the file holds it. libsndfile would cut to 16 and 24 bits, not round."""
+        if self._format == "MP3" or self._bits == "32f":
+            return block.T
+        steps = 2 ** (int(self._bits) - 1)
+        integers = np.rint(block.T * steps).clip(-steps, steps - 1)
+        if self._bits == "16":
+            return integers.astype(np.int16)
+        return integers.astype(np.int32) << 8  # libsndfile takes the upper 24 bits
 
     def __exit__(self, exception_type, exception, traceback):
         try:

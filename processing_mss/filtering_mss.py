@@ -193,7 +193,8 @@ def filter_windows(
     """Stems of a song of any length, block by block, from estimates in windows. Both are read as they are needed.
 
     Args:
-        windows: `(S, N)` each, mono at `window_rate`, in order; they set the device.
+        windows: `(S, N)` each, mono at `window_rate`, in order; they set the device. Or `(D, S, N)`, D draws of them,
+            whose powers are averaged.
         window_starts, overlap_samples: at `window_rate`, as for `overlap_add`.
         gain: factor that brings the mixture to the level of the windows.
         window_rate: in hertz (Hz).
@@ -220,7 +221,7 @@ def filter_windows(
         while estimates[0][0] + estimates[0][1].shape[-1] <= first:
             estimates.popleft()
         spectrum = stft(song.read(first, last).to(estimates[0][1]) * gain, n_fft)
-        stem_power = spectrum.real.new_zeros(len(estimates[0][1]), *spectrum.shape[-2:])
+        stem_power = spectrum.real.new_zeros(estimates[0][1].shape[-2], *spectrum.shape[-2:])
         for start, estimate in estimates:
             if start < last:
                 _add_power(stem_power, estimate, start - first, n_fft)
@@ -235,7 +236,7 @@ def resampled_windows(
     window_rate: int,
     sampling_rate: int,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Windows `(S, N)` -> where each begins in the song and what it says there `(S, n)`, both at `sampling_rate`.
+    """Windows `(..., N)` -> where each begins in the song and what it says there `(..., n)`, both at `sampling_rate`.
 
     Their powers add up to the blended power.
     """
@@ -264,11 +265,14 @@ def window_weight(index: int, starts: list[int], window: int, overlap: int) -> t
 
 
 def _add_power(stem_power: torch.Tensor, estimates: torch.Tensor, start: int, n_fft: int) -> None:
-    """Add the power of `(S, n)` that begins `start` samples (also negative) after frame 0 to `(S, F, L)`."""
+    """Add the power of `(S, n)`, or the mean of `(D, S, n)`, that begins `start` samples (also negative) after frame 0
+    to `(S, F, L)`.
+    """
     hop = n_fft // 4
     # Frames that are centred up to half an FFT outside see the estimates as well.
     padded = torch.nn.functional.pad(estimates, (n_fft // 2 + start % hop, n_fft // 2))
     first = start // hop - 2  # half an FFT is two hops
     added = power(stft(padded, n_fft))
+    added = added.reshape(-1, *stem_power.shape[:2], added.shape[-1]).mean(dim=0)
     begin, end = max(first, 0), min(first + added.shape[-1], stem_power.shape[-1])
     stem_power[..., begin:end] += added[..., begin - first : end - first]

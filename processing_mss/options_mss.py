@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 OUTPUTS = ("filtered", "generated")
 CLIP_MODES = ("none", "rescale", "clamp")
+COMBINATIONS = ("mean", "best")
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class SeparationOptions:
     overlap: float | None = None
     batch_size: int | None = None
     num_candidates: int = 1
+    combine: str | None = None
     do_sample: bool | None = None
     temperature: float | None = None
     top_k: int | None = None
@@ -36,6 +38,7 @@ class SeparationOptions:
         _require(self.two_stems is None or self.two_stems in names, "two_stems", names, self.two_stems)
         _require(self.output in OUTPUTS, "output", OUTPUTS, self.output)
         _require(self.clip_mode in CLIP_MODES, "clip_mode", CLIP_MODES, self.clip_mode)
+        _require(self.combine in (None, *COMBINATIONS), "combine", COMBINATIONS, self.combine)
         for name, low in (("batch_size", 1), ("num_candidates", 1), ("num_codebooks", 1), ("filter_iterations", 0)):
             value = getattr(self, name)
             if value is not None and value < low:
@@ -48,14 +51,21 @@ class SeparationOptions:
             raise ValueError(f"`stems` must name each stem once, got {self.stems}.")
         if self.stems is not None and self.two_stems is not None:
             raise ValueError(f"`two_stems` gives {self.labels(config)}: leave `stems` out, got {self.stems}.")
-        if self.output == "generated" and (self.expected or self.filter_iterations):
-            raise ValueError("`expected` and `filter_iterations` are for output='filtered', got output='generated'.")
+        if self.output == "generated" and (self.expected or self.filter_iterations or self.combine == "mean"):
+            raise ValueError(
+                "`expected`, `filter_iterations` and combine='mean' are for output='filtered', got output='generated'."
+            )
         if self.expected and self.num_codebooks is not None:
             raise ValueError(f"`expected` averages all codebooks: leave num_codebooks={self.num_codebooks} out.")
         if self.num_candidates > 1 and self.do_sample is False:
             raise ValueError(
                 f"num_candidates={self.num_candidates} needs draws that differ: leave `do_sample` out or set it True."
             )
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether candidates are ranked. The filter takes their mean power, unless it is told otherwise."""
+        return self.num_candidates > 1 and (self.combine == "best" or self.output == "generated")
 
     def labels(self, config) -> list[str]:
         """Names of the stems that come out, in order."""
@@ -66,11 +76,11 @@ class SeparationOptions:
     def generated_stems(self, config) -> list[str]:
         """Names of the stems whose audio is needed, in the model's order or in that asked for.
 
-        All of them to rank candidates, and to sum up generated stems. The filter takes every track that is generated
+        All of them to rank candidates by what they explain, and to sum up generated stems. The filter takes every track that is generated
         on the way to the last one wanted, since each makes its denominator better and costs no step.
         """
         names = list(config.stems)
-        if self.num_candidates > 1:
+        if self.keeps_best:
             return names
         if self.output == "generated":
             return names if self.two_stems else self.labels(config)

@@ -64,9 +64,11 @@ class AudioSourceSeparationPipeline(Pipeline):
             window_s (`float`), overlap (`float`): window in seconds and share of it that is cross-faded.
             batch_size (`int`, *optional*): windows that are generated at once; if not given, as many as fit into a
                 GPU's free memory, 16 on CPUs. It is halved when memory runs out.
-            num_candidates (`int`): draw so many candidates of every window, and keep the one whose stems together
-                explain the mixture best. Implies `do_sample` (with top_p=0.9, unless the call or the model limits draws
-                in another way), generates all stems, also with `stems`, and takes as many times the memory.
+            num_candidates (`int`): draw so many candidates of every window, which take as many times the memory. Implies
+                `do_sample` (with top_p=0.9, unless the call or the model limits draws in another way).
+            combine (`str`, *optional*): what is made of them: `"mean"`, the filter goes by their mean power (the default of
+                `"filtered"`, and only for it); `"best"`, the candidate is kept whose stems together explain the mixture
+                best (the default of `"generated"`), for which all stems are generated, also with `stems`.
             do_sample, temperature, top_k, top_p: see the model's `generate`.
             seed (`int`): repeatable draws; a window's depend on its place in the song, not on `batch_size`.
             num_codebooks (`int`): decode the first layers of codes only.
@@ -113,6 +115,7 @@ class AudioSourceSeparationPipeline(Pipeline):
         overlap: float | None = None,
         windows_per_batch: int | None = None,
         num_candidates: int | None = None,
+        combine: str | None = None,
         do_sample: bool | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -132,6 +135,7 @@ class AudioSourceSeparationPipeline(Pipeline):
             "overlap": overlap,
             "batch_size": windows_per_batch,
             "num_candidates": num_candidates,
+            "combine": combine,
             "do_sample": do_sample,
             "temperature": temperature,
             "top_k": top_k,

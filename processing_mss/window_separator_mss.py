@@ -40,7 +40,7 @@ class WindowSeparator:
                 self.sampling["top_p"] = DEFAULT_TOP_P
 
     def __call__(self, windows: Iterable[torch.Tensor], num_windows: int) -> Iterator[torch.Tensor]:
-        """Windows `(T,)` mono at the model's rate and level -> stems `(S, T)` float32 of each, on the model's device.
+        """Windows `(T,)` mono at the model's rate and level -> stems of each as `estimate` has them.
 
         Windows are taken as needed, a batch at a time. A batch that memory does not hold is halved, and those after it.
 
@@ -85,7 +85,8 @@ class WindowSeparator:
         return max(1, rows // self.options.num_candidates)
 
     def estimate(self, batch: torch.Tensor, first: int, num_windows: int) -> torch.Tensor:
-        """Windows `(B, T)` -> stems `(B, S, T)` float32; the best candidates, where there are several.
+        """Windows `(B, T)` -> stems `(B, S, T)` float32 on the model's device, or all N candidates, `(B, N, S, T)`, if they
+        are to be averaged.
 
         Windows that are silent have silent stems, whatever the model says.
 
@@ -114,9 +115,9 @@ class WindowSeparator:
             raise ValueError(f"The model gives NaN or infinity in {self.model.dtype}: use bfloat16 or float32.")
         audible = (rows.abs().amax(dim=-1) > SILENT_PEAK)[:, None, None]
         stems = torch.where(audible, stems, 0).unflatten(0, (len(batch), num_candidates))
-        if num_candidates == 1:
-            return stems[:, 0]
-        return best_candidates(stems, rows[::num_candidates], self.processor.sampling_rate)
+        if self.options.keeps_best:
+            return best_candidates(stems, rows[::num_candidates], self.processor.sampling_rate)
+        return stems if num_candidates > 1 else stems[:, 0]
 
     def _decode(self, generated) -> torch.Tensor:
         """What `generate` returned -> waveforms `(rows, S, T)`."""

@@ -171,6 +171,14 @@ def test_blocks_leave_no_trace(rest):
     torch.testing.assert_close(torch.cat(blocks, dim=-1) * 0.5, whole, atol=1e-5, rtol=0)
 
 
+def test_powers_of_draws_are_averaged():
+    draws, mixture = noise(3, 2, 8000), noise(1, 8000, seed=1)
+    draws[1] *= 3
+    (stems,) = filter_windows(draws[None], [0], 0, 1.0, 1000, [mixture], 8000, 1000)
+    masks = ratio_masks(power(stft(draws, 128)).mean(dim=0))
+    torch.testing.assert_close(stems[:, 0], istft(masks * stft(mixture, 128), 8000), atol=1e-5, rtol=0)
+
+
 @given(
     num_samples=st.integers(1, 30000),
     num_channels=st.integers(1, 2),

@@ -240,14 +240,18 @@ def test_the_best_of_several_candidates_is_kept(pipe, monkeypatch):
     monkeypatch.setattr(
         type(pipe.model),
         "generate",
-        lambda self, **k: batches.append((len(k["seed"]), k["top_p"])) or generate(self, **k),
+        lambda self, **k: batches.append((len(k["seed"]), k["top_p"], len(k["stems"]))) or generate(self, **k),
     )
     result = pipe(song, num_candidates=3, seed=0, batch_size=2, output="generated", **SHORT)
     check(result, 48000, (1, 100000))
-    assert batches == [(6, 0.9), (6, 0.9)]  # two of four windows
+    assert batches == [(6, 0.9, 4), (6, 0.9, 4)]  # two of four windows
     batches.clear()
-    check(pipe(song, num_candidates=2, seed=0, stems=["vocals"], top_k=5, **SHORT), 48000, (1, 100000), ["vocals"])
-    assert batches == [(8, None)]
+    vocals = {"num_candidates": 2, "seed": 0, "stems": ["vocals"], "top_k": 5, **SHORT}
+    best = pipe(song, combine="best", **vocals)
+    check(best, 48000, (1, 100000), ["vocals"])
+    mean = pipe(song, **vocals)  # of powers, for which the other stems need not be known
+    assert batches == [(8, None, 4), (8, None, 1)]
+    assert np.abs(audio(mean) - audio(best)).max() > 1e-3
 
 
 def test_candidates_are_ranked_by_what_they_explain(four_sounds):
@@ -347,6 +351,8 @@ def test_bad_input_is_named(pipe, song, message):
         ({"stems": ["vocals", "vocals"]}, "each stem once"),
         ({"num_candidates": 0}, "at least 1"),
         ({"num_candidates": 2, "do_sample": False}, "do_sample"),
+        ({"combine": "median"}, "combine"),
+        ({"combine": "mean", "output": "generated"}, "filtered"),
         ({"num_codebooks": 5}, "at most 4"),
         ({"num_codebooks": 2, "expected": True}, "all codebooks"),
         ({"output": "generated", "expected": True}, "filtered"),
