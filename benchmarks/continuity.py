@@ -28,8 +28,8 @@ def generate_continued(model, features: torch.Tensor, prompt_frames: int, seeds:
     windows = [codes]
     for index in range(1, len(features)):
         prompt = windows[-1][:, :, -2 * prompt_frames :]
-        prompted = {"prompt_codes": prompt, "prompt_frames": prompt_frames}
-        windows.append(model.generate(features[index : index + 1], seed=seeds[index : index + 1], **prompted, **options))
+        prompted = {"prompt_codes": prompt, "prompt_frames": prompt_frames, "seed": seeds[index : index + 1]}
+        windows.append(model.generate(features[index : index + 1], **prompted, **options))
     return torch.cat(windows)
 
 
@@ -68,7 +68,7 @@ def main():
     parser.add_argument("--model", required=True, help="folder of a separator")
     parser.add_argument("--manifests", nargs="+", required=True)
     parser.add_argument("--seconds", type=float, default=24.0, help="of an excerpt (default: %(default)s)")
-    parser.add_argument("--prompt_frames", type=int, default=3, help="of 80 ms each, the overlap (default: %(default)s)")
+    parser.add_argument("--prompt_frames", type=int, default=3, help="of 80 ms, the overlap (default: %(default)s)")
     options = parser.parse_args()
     measure(options.model, find_excerpts(options.manifests, options.seconds, per_song=1), options.prompt_frames)
 

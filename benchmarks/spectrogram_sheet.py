@@ -7,14 +7,9 @@ import argparse
 import json
 from pathlib import Path
 
-import matplotlib
+import torch
 
-matplotlib.use("Agg")  # no window
-
-import numpy as np
-from matplotlib import pyplot
-from scipy import signal
-
+from evaluation_mss.pictures import draw_levels, mel_heights, mel_levels, new_figure, save_png
 from processing_mss import read_audio
 
 TRACKS = ("mixture", "vocals", "drums", "bass", "other")
@@ -22,27 +17,26 @@ TRACKS = ("mixture", "vocals", "drums", "bass", "other")
 
 def draw(song: Path, start: float, seconds: float, output: Path):
     """Write the sheet of a song's folder as PNG; the melody of sung vocals is drawn over them, dashed."""
-    figure, axes = pyplot.subplots(len(TRACKS), 1, figsize=(12, 14), sharex=True, constrained_layout=True)
-    for axis, name in zip(axes, TRACKS):
-        axis.set(title=name, ylabel="Hz", facecolor="black")
+    figure, cells = new_figure(len(TRACKS), 1, (12, 14))
+    recipe = json.loads((song / "recipe.json").read_text(encoding="utf-8"))
+    for axes, name in zip(cells[:, 0], TRACKS):
+        axes.set(title=name, facecolor="black", yticks=[])
         if not (song / f"{name}.flac").is_file():
             continue
         waveform, rate = read_audio(song / f"{name}.flac")
-        mono = waveform[:, int(start * rate) : int((start + seconds) * rate)].mean(axis=0)
-        frequencies, times, power = signal.spectrogram(mono, rate, "hann", 4096, 4096 - 480)
-        level = 10 * np.log10(power + 1e-12)
+        cut = torch.from_numpy(waveform[:, int(start * rate) : int((start + seconds) * rate)])
+        levels = mel_levels(cut, rate)
         # Every row has its own scale: 60 dB below its loudest spot are shown.
-        axis.pcolormesh(times + start, frequencies, level, vmin=level.max() - 60, vmax=level.max(), rasterized=True)
-        axis.set(yscale="log", ylim=(30, 20000), xlim=(start, start + seconds))
-    recipe = json.loads((song / "recipe.json").read_text(encoding="utf-8"))
-    for begin, end, pitch in recipe["vocals"]["melody"]:
-        if start <= begin and end <= start + seconds:
-            axes[1].plot([begin, end], [440 * 2 ** ((pitch - 69) / 12)] * 2, color="white", linewidth=1, linestyle="--")
-    axes[-1].set_xlabel("seconds")
+        draw_levels(axes, levels, rate, levels.max(), range_db=60, start_s=start)
+        if name == "vocals":
+            for begin, end, pitch in recipe["vocals"]["melody"]:
+                if start <= begin and end <= start + seconds:
+                    height = mel_heights([440 * 2 ** ((pitch - 69) / 12)], rate)[0]
+                    axes.plot([begin, end], [height, height], color="cyan", linewidth=1, linestyle="--")
+    cells[-1, 0].set(xlabel="seconds", xlim=(start, start + seconds))
     vocals = recipe["vocals"]["voice"] or "no vocals"
     figure.suptitle(f"{song.name}: {recipe['source']}, {recipe['key']}, {recipe['tempo']:.0f} bpm; {Path(vocals).name}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=60)
+    save_png(figure, output, dpi=60)
 
 
 def main():

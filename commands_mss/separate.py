@@ -87,8 +87,8 @@ def add_quality_arguments(parser: argparse.ArgumentParser):
     group.add_argument(
         "--combine",
         choices=["mean", "best"],
-        help="what is made of candidates: filter by their mean power, or keep the one whose stems explain the song best, "
-        "which takes all stems (default: mean for filtered, best for generated)",
+        help="what is made of candidates: filter by their mean power, or keep the one whose stems explain the song "
+        "best, which takes all stems (default: mean for filtered, best for generated)",
     )
     group.add_argument(
         "--do_sample",

@@ -306,7 +306,7 @@ class AudioWriter(contextlib.AbstractContextManager):
             self._file.write(self._samples(block))
 
     def _samples(self, block: np.ndarray) -> np.ndarray:
-        """`(channels, n)` -> `(n, channels)` as the file holds it. libsndfile would cut to 16 and 24 bits, not round."""
+        """`(channels, n)` -> `(n, channels)` as the file holds it; libsndfile itself would cut bits off, not round."""
         if self._format == "MP3" or self._bits == "32f":
             return block.T
         steps = 2 ** (int(self._bits) - 1)

@@ -76,8 +76,8 @@ class SeparationOptions:
     def generated_stems(self, config) -> list[str]:
         """Names of the stems whose audio is needed, in the model's order or in that asked for.
 
-        All of them to rank candidates by what they explain, and to sum up generated stems. The filter takes every track that is generated
-        on the way to the last one wanted, since each makes its denominator better and costs no step.
+        All of them to rank candidates by what they explain, and to sum up generated stems. The filter takes every track
+        that is generated on the way to the last one wanted, since each makes its denominator better and costs no step.
         """
         names = list(config.stems)
         if self.keeps_best:
