@@ -85,7 +85,7 @@ class WindowSeparator:
         return max(1, rows // self.options.num_candidates)
 
     def estimate(self, batch: torch.Tensor, first: int, num_windows: int) -> torch.Tensor:
-        """Windows `(B, T)` -> stems `(B, S, T)` float32 on the model's device; N candidates that are to be averaged come
+        """Windows `(B, T)` -> stems `(B, S, T)` float32 on the model's device; N candidates to be averaged come
         as `(B, N, S, T)`.
 
         Windows that are silent have silent stems, whatever the model says.
