@@ -59,6 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser):
     render.add_argument("--speech", metavar="DIR", help="recordings of speech to make singing from")
     render.add_argument("--drums", metavar="DIR", help="drum one-shots: kick*.wav, snare*.wav, ...")
     render.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    render.add_argument(
+        "--split",
+        choices=["train", "validation", "test"],
+        help="of all songs, e.g. test for a soundfont of its own (default: 90, 5 and 5 %% of the songs)",
+    )
     render.add_argument("--num_workers", type=int, default=2, help="processes (default: %(default)s)")
 
     pack = _add(preparers, "pack", "songs of manifests as arrays that training reads fastest")
@@ -155,6 +160,7 @@ def _render(options: argparse.Namespace):
         seed=options.seed,
         num_workers=options.num_workers,
         licence=options.licence or DEFAULT_LICENCE,
+        split=options.split,
     )
 
 

@@ -22,7 +22,7 @@ from processing_mss import write_audio
 from .manifest import ManifestWriter, Song
 from .preparing import PrepareReport, prepare_songs
 from .render_instruments import load_one_shots
-from .render_recipe import RenderConfig, song_seconds, split_of
+from .render_recipe import RenderConfig, song_seconds
 from .render_score import find_midi
 from .render_song import STEMS, render_song
 from .render_voices import find_audio
@@ -44,12 +44,13 @@ def prepare_render(
     min_seconds: float = 30.0,
     max_seconds: float = 90.0,
     synthetic_vocals: bool = True,
+    split: str | None = None,
 ) -> PrepareReport:
     """Render songs until they last `hours` together, and write `output_dir/manifest.jsonl`.
 
     Song i depends only on the seed, on i and on the files given; with more hours later, songs are added. Finished songs
     stay as they are, a killed run goes on where it stopped. 90 % of the songs are for training, 5 % for validation and
-    5 % for testing.
+    5 % for testing, unless `split` says where all of them belong.
 
     Args:
         output_dir: holds a folder a song (`mixture.flac`, a file for each stem that sounds, `recipe.json`).
@@ -78,6 +79,7 @@ def prepare_render(
         min_seconds=min_seconds,
         max_seconds=max_seconds,
         synthetic_vocals=synthetic_vocals,
+        split=split,
     )
     check_folders(config)
     output_dir = Path(output_dir)
@@ -158,7 +160,7 @@ def make_song(config: RenderConfig, output_dir: Path, licence: str, index: int) 
     recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
     return Song(
         id=name,
-        split=split_of(index),
+        split=config.split_of(index),
         stems={stem: [str(path)] if (path := folder / f"{stem}.flac").exists() else [] for stem in STEMS},
         duration=recipe["duration"],
         sampling_rate=recipe["sampling_rate"],

@@ -27,6 +27,7 @@ class RenderConfig:
         instrumental_share: share of songs without vocals.
         doubling_share, harmony_share: share of sung songs with a second take, and with a second voice.
         synthetic_vocals: without it speech is not made to sing.
+        split: of all songs; if not given, 5 % are for validation and 5 % for testing.
     """
 
     soundfonts: tuple[str, ...]
@@ -43,6 +44,7 @@ class RenderConfig:
     doubling_share: float = 0.35
     harmony_share: float = 0.3
     synthetic_vocals: bool = True
+    split: str | None = None
 
     def __post_init__(self):
         if not self.soundfonts:
@@ -56,6 +58,10 @@ class RenderConfig:
         for name in ("midi_share", "recorded_share", "instrumental_share", "doubling_share", "harmony_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be in 0-1, got {getattr(self, name)}.")
+
+    def split_of(self, index: int) -> str:
+        """Split of a song."""
+        return self.split or split_of(index)
 
 
 @dataclass

@@ -32,7 +32,6 @@ from .render_recipe import (
     files_of_split,
     random_numbers,
     song_seconds,
-    split_of,
 )
 from .render_score import Arrangement, Part, find_midi, read_arrangement
 from .render_singing import SingingStyle, analyse, harmonize, sing_melody
@@ -51,7 +50,7 @@ def arrange(config: RenderConfig, index: int) -> Arrangement:
     duration, voice_low = song_seconds(config, index), int(rng.integers(45, 62))
     if config.midi_dir is None or rng.random() >= config.midi_share:
         return compose(duration, voice_low, rng)
-    paths = files_of_split(find_midi(config.midi_dir), split_of(index))
+    paths = files_of_split(find_midi(config.midi_dir), config.split_of(index))
     return first_usable(paths, lambda path: read_arrangement(path, duration, voice_low, rng), rng)
 
 
@@ -80,7 +79,7 @@ def make_vocals(
     if rng.random() < config.instrumental_share or not (can_sing or has_recorded):
         return None, Sung()
     if has_recorded and (not can_sing or rng.random() < config.recorded_share):
-        paths = files_of_split(find_audio(config.vocals_dir, vocals_only=True), split_of(index))
+        paths = files_of_split(find_audio(config.vocals_dir, vocals_only=True), config.split_of(index))
         path, (waveform, placed) = first_usable(
             paths, lambda path: (path, place_recorded(path, arrangement.sung, arrangement.duration, rng)), rng
         )
@@ -88,7 +87,7 @@ def make_vocals(
 
     melody = arrangement.melody
     if config.speech_dir is not None:
-        paths = files_of_split(find_audio(config.speech_dir, vocals_only=False), split_of(index))
+        paths = files_of_split(find_audio(config.speech_dir, vocals_only=False), config.split_of(index))
         voice = first_usable(paths, lambda path: analyse(read_speech(path, 12.0, rng)), rng)
     else:
         voice = analyse(speak(24, rng))
@@ -219,7 +218,7 @@ def render_song(config: RenderConfig, index: int) -> tuple[dict[str, np.ndarray]
     return stems, Recipe(
         seed=config.seed,
         index=index,
-        split=split_of(index),
+        split=config.split_of(index),
         duration=duration,
         sampling_rate=SAMPLING_RATE,
         source=arrangement.source,

@@ -305,3 +305,5 @@ def test_splits_come_by_position():
     paths = [Path(str(number)) for number in range(20)]
     used = [set(files_of_split(paths, split)) for split in ("train", "validation", "test")]
     assert not used[0] & used[1] and not used[0] & used[2] and all(used)
+    config = render.RenderConfig(soundfonts=(SOUNDFONT,), split="test")
+    assert {config.split_of(index) for index in range(20)} == {"test"}
