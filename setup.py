@@ -25,7 +25,7 @@ EXTRAS = {
 }
 # pyworld is built from source; the Makefile installs it for the tests where that works.
 EXTRAS["dev"] += [name for name in EXTRAS["data"] if name != "pyworld"]
-EXTRAS["dev"] += [*EXTRAS["teachers"], *EXTRAS["train"], *EXTRAS["space"]]
+EXTRAS["dev"] += [*EXTRAS["teachers"], *EXTRAS["train"], *EXTRAS["eval"], *EXTRAS["space"]]
 EXTRAS["all"] = sorted({requirement for requirements in EXTRAS.values() for requirement in requirements})
 
 setup(
@@ -37,9 +37,20 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=["modeling_mss", "processing_mss", "data_mss", "training_mss", "pretrained_mss", "commands_mss"],
+    packages=[
+        "modeling_mss",
+        "processing_mss",
+        "data_mss",
+        "training_mss",
+        "evaluation_mss",
+        "pretrained_mss",
+        "commands_mss",
+    ],
     py_modules=["mss_lm", "torchaudio_guard_mss", "train_accelerate"],
-    package_data={"pretrained_mss": ["*.json", "*.safetensors", "*.md"]},
+    package_data={
+        "pretrained_mss": ["*.json", "*.safetensors", "*.md"],
+        "evaluation_mss": ["metrics/*/*.py"],  # modules that evaluate.load takes by their path
+    },
     install_requires=[
         "torch>=2.11,<2.14",
         "transformers>=5.17,<6",

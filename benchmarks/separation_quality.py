@@ -148,9 +148,7 @@ def measure_model(path: str, excerpts: list[torch.Tensor]):
     for stems in excerpts:
         add_bounds(scores, stems)
         for name, options in methods.items():
-            window, overlap, _ = separate.processor.window_layout(
-                stems.shape[-1], RATE, overlap=options.get("overlap")
-            )
+            window, overlap, _ = separate.processor.window_layout(stems.shape[-1], RATE, overlap=options.get("overlap"))
             started = time.perf_counter()
             result = separate(stems.sum(dim=0).numpy(), sampling_rate=RATE, **options)
             seconds = time.perf_counter() - started

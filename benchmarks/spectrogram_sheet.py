@@ -32,7 +32,7 @@ def draw(song: Path, start: float, seconds: float, output: Path):
             for begin, end, pitch in recipe["vocals"]["melody"]:
                 if start <= begin and end <= start + seconds:
                     height = mel_heights([440 * 2 ** ((pitch - 69) / 12)], rate)[0]
-                    axes.plot([begin, end], [height, height], color="cyan", linewidth=1, linestyle="--")
+                    axes.plot([begin, end], [height, height], color="cyan", linewidth=2, linestyle="--")
     cells[-1, 0].set(xlabel="seconds", xlim=(start, start + seconds))
     vocals = recipe["vocals"]["voice"] or "no vocals"
     figure.suptitle(f"{song.name}: {recipe['source']}, {recipe['key']}, {recipe['tempo']:.0f} bpm; {Path(vocals).name}")

@@ -1,11 +1,12 @@
 """Entry point of `mss-lm`."""
 
 import argparse
+import signal
 import sys
 
-from . import prepare, separate
+from . import evaluate, prepare, separate
 
-COMMANDS = {"separate": separate, "prepare": prepare}
+COMMANDS = {"separate": separate, "prepare": prepare, "evaluate": evaluate}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,11 +26,17 @@ def main(arguments: list[str] | None = None) -> int:
         )
         module.add_arguments(subparser)
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         return COMMANDS[options.subcommand].run(options)
     except KeyboardInterrupt:
         print("mss-lm: interrupted", file=sys.stderr)
         return 130
+
+
+def _interrupt(signal_number, frame):
+    """A request to end is answered as Ctrl-C is: temporary files go."""
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

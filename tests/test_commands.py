@@ -1,5 +1,6 @@
 """The command line, run as a user runs it."""
 
+import signal
 import subprocess
 import sys
 
@@ -92,9 +93,10 @@ def test_peaks_that_16_bits_cannot_hold(tmp_path, model_dir, clip_mode, expected
 
 
 @pytest.mark.parametrize("stop_in", ["write", "__exit__"])
-def test_an_interrupted_run_leaves_no_half_file(song, tmp_path, model_dir, monkeypatch, capsys, stop_in):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_no_half_file(song, tmp_path, model_dir, monkeypatch, capsys, stop_in, number):
     def interrupt(self, *arguments):
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     monkeypatch.setattr(AudioWriter, stop_in, interrupt)
     arguments = ["separate", str(song), "--model", model_dir, "--output_dir", str(tmp_path / "out")]

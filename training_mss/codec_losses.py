@@ -6,6 +6,7 @@ and spectral convergence). The loss through the ratio mask is ours.
 """
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from transformers.audio_utils import mel_filter_bank
@@ -52,9 +53,14 @@ def magnitudes(waveform: torch.Tensor, n_fft: int) -> torch.Tensor:
 
 
 def spectral_losses(
-    estimates: torch.Tensor, targets: torch.Tensor, sampling_rate: int, mel: bool = True, stft: bool = True
+    estimates: torch.Tensor,
+    targets: torch.Tensor,
+    sampling_rate: int,
+    mel: bool = True,
+    stft: bool = True,
+    fft_sizes: Sequence[int] = FFT_SIZES,
 ) -> dict[str, torch.Tensor]:
-    """Losses over the STFTs of FFT_SIZES, which they share; means over the resolutions.
+    """Losses over STFTs of several sizes, which they share; means over the resolutions.
 
     Args:
         estimates, targets: `(N, T)` float32, any T.
@@ -65,7 +71,7 @@ def spectral_losses(
         spectral convergence, the RMS of the magnitudes' difference over that of the targets' magnitudes. `(N,)` each.
     """
     mel_distances, stft_distances = [], []
-    for n_fft in FFT_SIZES:
+    for n_fft in fft_sizes:
         estimate, target = magnitudes(estimates, n_fft), magnitudes(targets, n_fft)
         if mel:
             filters = mel_filters(n_fft, sampling_rate, estimate.device)

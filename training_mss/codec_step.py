@@ -97,7 +97,8 @@ class CodecStage(Stage):
         losses = {}
         if weights.mel or weights.stft:
             rate = self.codec.config.sampling_rate
-            spectral = spectral_losses(estimates, clips, rate, bool(weights.mel), bool(weights.stft))
+            wanted = bool(weights.mel), bool(weights.stft)
+            spectral = spectral_losses(estimates, clips, rate, *wanted, self.config.fft_sizes)
             losses |= {name: loss.mean() for name, loss in spectral.items()}
         if weights.waveform:
             losses["waveform"] = functional.l1_loss(estimates, clips)

@@ -176,11 +176,13 @@ class CodecStageConfig(StageConfig):
     Args:
         quantizer_dropout: share of clips that are decoded from a random number of layers only, so that fewer layers
             still decode well.
+        fft_sizes: resolutions of the mel and stft losses, in samples.
     """
 
     losses: CodecLossConfig = field(default_factory=CodecLossConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     quantizer_dropout: float = 0.0
+    fft_sizes: tuple[int, ...] = (4096, 2048, 1024, 512, 256)
 
 
 @dataclass

@@ -1,0 +1,243 @@
+"""What is scored, and on which parts of a song: the protocol of docs/evaluation.md in code.
+
+`score_song` asks every metric of a table for its scores. Metrics are plain functions in that table (`METRICS`), so that
+others, and tests, can put their own there.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import torch
+
+from . import perceptual_metrics, signal_metrics
+from .errors import MetricUnavailable
+from .roundtrip import CodecRoundTrip, mixture_gain
+from .songs import EvaluationSong
+from .waveforms import is_silent
+
+SEGMENT_S = 10.0
+AUDIBLE_RMS = 10 ** (-50 / 20)  # of the mono mix of a reference, full scale 1: what the listening models hear
+SILENT_RMS = 10 ** (-90 / 20)  # of an estimate: below a step of 16 bits
+CODEC = "_codec"  # ending of the scores of the paper's protocol
+
+
+@dataclass(frozen=True)
+class Sounds:
+    """What a metric may look at: `(C, T)` each, for joint metrics `(S, C, T)` but for the mixture; rate in hertz."""
+
+    estimate: torch.Tensor
+    reference: torch.Tensor
+    mixture: torch.Tensor
+    sampling_rate: int
+
+    def cut(self, span: slice) -> "Sounds":
+        estimate, reference, mixture = (sound[..., span] for sound in (self.estimate, self.reference, self.mixture))
+        return Sounds(estimate, reference, mixture, self.sampling_rate)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric of the table.
+
+    Args:
+        scores: names of the numbers it gives.
+        compute: `Sounds` -> these numbers in order; a joint metric gives one number for each stem.
+        segmented: it hears segments of 10 s in which the reference is audible, and the mean over them counts. With a
+            codec it has a second form, `*_codec`. Otherwise it gets the whole excerpt.
+        joint: it needs all stems at once.
+        stems: those it is made for; all if not given.
+        of_silence: its value where the estimate is silent in an audible segment and it gives NaN.
+    """
+
+    scores: tuple[str, ...]
+    compute: Callable[[Sounds], Iterable[float]]
+    segmented: bool = False
+    joint: bool = False
+    stems: tuple[str, ...] | None = None
+    of_silence: float = math.nan
+
+
+def _dnsmos(sounds: Sounds) -> list[float]:
+    values = perceptual_metrics.dnsmos(sounds.estimate, sounds.sampling_rate)
+    return [values[score] for score in ("dnsmos_sig", "dnsmos_bak", "dnsmos_ovrl")]
+
+
+METRICS = {
+    # Google's program gives 1.0, the lowest, for a silent estimate of an audible sound; its Python port may give NaN.
+    "visqol": Metric(
+        ("visqol",),
+        lambda sounds: [perceptual_metrics.visqol(sounds.estimate, sounds.reference, sounds.sampling_rate)],
+        segmented=True,
+        of_silence=1.0,
+    ),
+    "dnsmos": Metric(("dnsmos_sig", "dnsmos_bak", "dnsmos_ovrl"), _dnsmos, segmented=True, stems=("vocals",)),
+    "nisqa": Metric(
+        ("nisqa",),
+        lambda sounds: [perceptual_metrics.nisqa(sounds.estimate, sounds.sampling_rate)],
+        segmented=True,
+        stems=("vocals",),
+    ),
+    "usdr": Metric(("usdr",), lambda sounds: [signal_metrics.usdr(sounds.estimate, sounds.reference)]),
+    "si_sdr": Metric(("si_sdr",), lambda sounds: [signal_metrics.si_sdr(sounds.estimate, sounds.reference)]),
+    "csdr": Metric(
+        ("csdr",),
+        lambda sounds: signal_metrics.csdr(sounds.estimate, sounds.reference, sounds.sampling_rate),
+        joint=True,
+    ),
+    "log_wmse": Metric(
+        ("log_wmse",),
+        lambda sounds: [
+            signal_metrics.log_wmse(sounds.estimate, sounds.reference, sounds.mixture, sounds.sampling_rate)
+        ],
+    ),
+    "mel_distance": Metric(
+        ("mel_distance",),
+        lambda sounds: [signal_metrics.mel_distance(sounds.estimate, sounds.reference, sounds.sampling_rate)],
+    ),
+}
+
+
+def score_names(metrics: dict[str, Metric], with_codec: bool) -> list[str]:
+    """All scores that `score_song` gives for these metrics."""
+    names = [score for metric in metrics.values() for score in metric.scores]
+    coded = [score + CODEC for metric in metrics.values() if metric.segmented for score in metric.scores]
+    return names + (coded if with_codec else [])
+
+
+SCORES = score_names(METRICS, with_codec=True)
+
+
+class SongCodec:
+    """The codec round trip for one song, at the level that its mixture gives; references go once for all systems."""
+
+    def __init__(self, roundtrip: CodecRoundTrip, song: EvaluationSong):
+        self._roundtrip, self._song = roundtrip, song
+        self.gain = mixture_gain(song.mixture)
+
+    def __call__(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """`(N, C, T)` -> `(N, 1, T)`."""
+        return self._roundtrip(waveforms, self._song.sampling_rate, gain=self.gain)[:, None]
+
+    @functools.cached_property
+    def references(self) -> dict[str, torch.Tensor]:
+        return dict(zip(self._song.stems, self(self._song.references)))
+
+
+def score_song(
+    song: EvaluationSong,
+    estimates: dict[str, torch.Tensor],
+    metrics: dict[str, Metric],
+    codec: SongCodec | None = None,
+    generative: bool = False,
+) -> tuple[dict[str, dict[str, float | None]], dict[str, str]]:
+    """Score the estimates of one system.
+
+    Args:
+        estimates: stem -> `(C, T)`, or `(1, T)`, which counts for all channels. Stems may be missing.
+        codec: for the scores in `*_codec`; without it there are none.
+        generative: the estimates are a codec's output already: only references go through it.
+
+    Returns:
+        score -> stem -> value, None where it is not defined (silent reference, infinite); and metric -> why it could
+        not run, the others go on.
+    """
+    plain = {}
+    for stem, reference in zip(song.stems, song.references):
+        if stem in estimates:
+            plain[stem] = Sounds(estimates[stem].expand_as(reference), reference, song.mixture, song.sampling_rate)
+    segments = {stem: audible_segments(sounds.reference, song.sampling_rate) for stem, sounds in plain.items()}
+    forms = {"": lambda: plain}
+    if codec is not None:
+        forms[CODEC] = functools.cache(lambda: _through_codec(plain, codec, generative))
+    scores, reasons = {}, {}
+    for ending, sounds in forms.items():
+        for name, metric in metrics.items():
+            if ending and not metric.segmented:
+                continue
+            try:
+                found = _score(metric, song, sounds(), segments)
+            except MetricUnavailable as error:
+                reasons[name + ending] = str(error)
+            except Exception as error:  # whatever a library raises: one metric must not cost a song its others
+                reasons[name + ending] = f"{type(error).__name__}: {error}"
+            else:
+                scores.update({score + ending: values for score, values in found.items()})
+    return scores, reasons
+
+
+def _score(
+    metric: Metric, song: EvaluationSong, sounds: dict[str, Sounds], segments: dict[str, list[slice]]
+) -> dict[str, dict[str, float | None]]:
+    if metric.joint:
+        return {metric.scores[0]: _score_jointly(metric, song, sounds)}
+    scores = {score: {} for score in metric.scores}
+    for stem, sound in sounds.items():
+        if metric.stems is not None and stem not in metric.stems:
+            continue
+        pieces = [sound.cut(span) for span in segments[stem]] if metric.segmented else [sound]
+        values = [_compute(metric, piece) for piece in pieces]
+        for index, score in enumerate(metric.scores):
+            scores[score][stem] = _mean([value[index] for value in values])
+    return scores
+
+
+def _compute(metric: Metric, piece: Sounds) -> list[float]:
+    values = [float(value) for value in metric.compute(piece)]
+    if metric.segmented and _rms(piece.estimate) < SILENT_RMS:
+        values = [metric.of_silence if math.isnan(value) else value for value in values]
+    return values
+
+
+def _mean(values: list[float]) -> float | None:
+    """Over the segments in which a score is defined."""
+    values = [value for value in values if not math.isnan(value)]
+    return finite(sum(values) / len(values)) if values else None
+
+
+def _score_jointly(metric: Metric, song: EvaluationSong, sounds: dict[str, Sounds]) -> dict[str, float | None]:
+    """Stems that a system does not estimate take part as they truly are, so that all systems have the same windows.
+
+    A stem that is silent but for the noise of its codec would get -600 dB: it is not defined, as for other ratios.
+    """
+    estimates = [
+        sounds[stem].estimate if stem in sounds else reference for stem, reference in zip(song.stems, song.references)
+    ]
+    together = Sounds(torch.stack(estimates), song.references, song.mixture, song.sampling_rate)
+    values = dict(zip(song.stems, metric.compute(together)))
+    return {stem: None if is_silent(sound.reference) else finite(values[stem]) for stem, sound in sounds.items()}
+
+
+def _through_codec(plain: dict[str, Sounds], codec: SongCodec, generative: bool) -> dict[str, Sounds]:
+    estimates = {stem: sounds.estimate for stem, sounds in plain.items()}
+    if not generative and estimates:
+        estimates = dict(zip(estimates, codec(torch.stack(list(estimates.values())))))
+    return {
+        stem: replace(sounds, estimate=estimates[stem], reference=codec.references[stem])
+        for stem, sounds in plain.items()
+    }
+
+
+def audible_segments(reference: torch.Tensor, sampling_rate: int) -> list[slice]:
+    """Segments of 10 s in which the mono mix of a reference `(C, T)` is above -50 dBFS RMS.
+
+    The last one is shifted back so that it ends with the song; a shorter song is one segment.
+    """
+    num_samples, length = reference.shape[-1], round(SEGMENT_S * sampling_rate)
+    starts = list(range(0, max(num_samples - length, 0) + 1, length))
+    if starts[-1] + length < num_samples:
+        starts.append(num_samples - length)
+    spans = [slice(start, min(start + length, num_samples)) for start in starts]
+    return [span for span in spans if _rms(reference[:, span]) > AUDIBLE_RMS]
+
+
+def _rms(waveform: torch.Tensor) -> float:
+    """Of the mono mix of `(C, T)`."""
+    return waveform.mean(dim=0).double().square().mean().sqrt().item()
+
+
+def finite(value: float) -> float | None:
+    """None for what JSON cannot hold: NaN, where a score is not defined, and the ratio of an estimate without error."""
+    value = float(value)
+    return value if math.isfinite(value) else None

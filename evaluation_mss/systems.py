@@ -1,0 +1,202 @@
+"""What is evaluated: our models in each output mode, and stems that any other program has made."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+import modeling_mss  # noqa: F401  (registers the model with transformers)
+from data_mss.manifest import canonical_stem
+from data_mss.teachers import default_device
+from processing_mss import AUDIO_SUFFIXES, SeparationOptions, read_audio, resample
+
+from .identity import checkpoint_hash, local_folder, stat_hash
+from .songs import EvaluationSong, file_name
+
+STEMS = ("vocals", "drums", "bass", "other")
+ACCOMPANIMENTS = {"accompaniment", "instrumental"}  # all but the vocals, in whatever company they come
+MISSING_S = 0.1  # that may be missing at the end of a stem: programs that work in frames drop the last one
+
+
+class System(Protocol):
+    """One line of a table.
+
+    Attributes:
+        name: "mss-lm filtered", "spleeter", ...
+        stems: which stems it estimates.
+        generative: its output is the codec's output, so that the paper's round trip does not apply to it.
+        identity: what exactly ran: hash of the checkpoint, version of the package, options.
+    """
+
+    name: str
+    stems: list[str]
+    generative: bool
+    identity: str
+
+    def separate(self, song: EvaluationSong) -> dict[str, torch.Tensor]:
+        """Estimates by stem, `(C, T)` at the rate and length of the mixture; C is the song's, or 1.
+
+        Stems that the system does not know, or that the song is not asked for, are missing.
+        """
+
+
+class ModelSystem:
+    """A separator of this project, or any repository that `pipeline("audio-source-separation")` loads.
+
+    Args:
+        model_path: folder or Hub id.
+        output: "filtered" or "generated".
+        options: everything else that a call of the pipeline may say (seed, decoding, windows); `output` replaces its
+            own.
+        device: accelerate's for this process, or CUDA if there is one, if it is not said.
+        dtype: of the weights, as the pipeline takes it.
+        name: of the line; "mss-lm filtered" or "mss-lm generated" if it is not said.
+
+    Raises:
+        ValueError: options that the model does not have, or `two_stems`, which is no stem of a song.
+        OSError: no model there.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        output: str = "filtered",
+        options: SeparationOptions | None = None,
+        device: torch.device | str | None = None,
+        dtype: str = "auto",
+        name: str | None = None,
+    ):
+        from transformers import pipeline
+
+        self.options = dataclasses.replace(options or SeparationOptions(), output=output)
+        if self.options.two_stems is not None:
+            raise ValueError(f"`two_stems` cannot be evaluated, got {self.options.two_stems!r}: use `stems`.")
+        folder = local_folder(str(model_path))
+        device = torch.device(device or default_device())
+        self._pipeline = pipeline("audio-source-separation", model=str(folder), device=device, dtype=dtype)
+        self._pipeline.model.to(device)  # in one of several processes, transformers leaves it where it was loaded
+        self.options.check(self._pipeline.model.config)
+        self.name = name or f"mss-lm {output}"
+        self.stems = self.options.labels(self._pipeline.model.config)
+        self.generative = output == "generated"
+        said = {} if dtype == "auto" else {"dtype": dtype}
+        for field in dataclasses.fields(SeparationOptions):
+            value = getattr(self.options, field.name)
+            # Batches and progress change nothing in what comes out.
+            if value != field.default and field.name not in ("output", "batch_size", "progress_callback"):
+                said[field.name] = value
+        described = [f"{name}={value}" for name, value in said.items()]
+        self.identity = ", ".join([f"checkpoint {checkpoint_hash(folder)}", output, *described])
+
+    def separate(self, song: EvaluationSong) -> dict[str, torch.Tensor]:
+        call = {field.name: getattr(self.options, field.name) for field in dataclasses.fields(SeparationOptions)}
+        stems = self._pipeline(song.mixture.numpy(), sampling_rate=song.sampling_rate, **call)
+        return {stem["label"]: torch.from_numpy(stem["audio"]) for stem in stems if stem["label"] in song.stems}
+
+
+class StemFolderSystem:
+    """Finished stems, made by any program: `folder/SONG/STEM.ext` or `folder/STEM/SONG.ext`.
+
+    SONG is the id of the song, or the last part of it ("test/A - B" -> "A - B"), or the name of the excerpt; the same
+    with what no file name may hold replaced ("test_A - B"). Stems of a whole song are cut to the excerpt. STEM is any
+    name that manifests understand ("Lead Vocals"); several of the same stem are summed. Any rate is resampled.
+
+    Args:
+        folder: with audio files in any format that is read.
+        name: of the line; the folder's own if it is not said.
+        generative: the stems are this codec's output.
+
+    Raises:
+        ValueError: no stems in the folder.
+    """
+
+    def __init__(self, folder: str | Path, name: str | None = None, generative: bool = False):
+        folder = Path(folder)
+        self.folder = folder
+        self.name = name or folder.resolve().name
+        self.generative = generative
+        self._files: dict[str, dict[str, list[Path]]] = {}  # song -> name of the stem -> files
+        paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in AUDIO_SUFFIXES]
+        paths = [path for path in paths if not path.name.startswith(".")]  # unfinished, or another system's notes
+        for path in paths:
+            *parents, last = path.relative_to(folder).with_suffix("").parts
+            # A file may be read in both ways ("vocals/bass.wav"): the songs that are asked for say which is meant.
+            if parents and canonical_stem(last):
+                self._add("/".join(parents), last, path)
+            if parents and canonical_stem(parents[0]):
+                self._add("/".join([*parents[1:], last]), parents[0], path)
+        if not self._files:
+            raise ValueError(
+                f"No stems in {folder}: expected audio files such as SONG/vocals.wav or vocals/SONG.wav below it."
+            )
+        names = {name for files in self._files.values() for name in files}
+        self.stems = list(names_of_stems(names, STEMS))
+        self.identity = f"{len(paths)} files {stat_hash(folder, paths)}"
+
+    def _add(self, song: str, stem: str, path: Path):
+        self._files.setdefault(song, {}).setdefault(stem, []).append(path)
+
+    def separate(self, song: EvaluationSong) -> dict[str, torch.Tensor]:
+        """See `System`.
+
+        Raises:
+            ValueError: the song is not in the folder, or its stems are shorter than it, or do not fit otherwise.
+        """
+        found, is_excerpt = self._find(song)
+        first_s = 0.0 if is_excerpt else song.start_s
+        return {
+            stem: sum(self._read(path, song, first_s) for name in names for path in found[name])
+            for stem, names in names_of_stems(found, song.stems).items()
+        }
+
+    def _find(self, song: EvaluationSong) -> tuple[dict[str, list[Path]], bool]:
+        """Files by name of the stem, and whether they hold the excerpt alone."""
+        last = song.song_id.rpartition("/")[2]
+        names = {song.name: song.name != file_name(song.song_id)}
+        names |= dict.fromkeys((song.song_id, file_name(song.song_id), last, file_name(last)), False)
+        for name, is_excerpt in names.items():
+            if name in self._files:
+                return self._files[name], is_excerpt
+        raise ValueError(
+            f"{self.folder} has no stems of the song {song.song_id!r}: looked for {list(names)}, there are "
+            f"{len(self._files)} songs, such as {sorted(self._files)[:3]}."
+        )
+
+    def _read(self, path: Path, song: EvaluationSong, first_s: float) -> torch.Tensor:
+        """`(C, T)` of the excerpt; C is the song's, or 1."""
+        samples, rate = read_audio(path)
+        first = round(first_s * song.sampling_rate)
+        waveform = resample(torch.from_numpy(samples), rate, song.sampling_rate)[:, first:]
+        num_channels, num_samples = song.mixture.shape
+        missing = num_samples - waveform.shape[1]
+        if missing > MISSING_S * song.sampling_rate:
+            raise ValueError(
+                f"{path} is too short: it has {samples.shape[1] / rate:.2f} s, and {song.name!r} needs "
+                f"{first_s + num_samples / song.sampling_rate:.2f} s. Give the stems of the whole song, or those of "
+                f"the excerpt under the name {song.name!r}."
+            )
+        if len(waveform) not in (1, num_channels):
+            if num_channels > 1:
+                raise ValueError(f"{path} has {len(waveform)} channels, the song {song.song_id!r} has {num_channels}.")
+            waveform = waveform.mean(dim=0, keepdim=True)
+        return torch.nn.functional.pad(waveform[:, :num_samples], (0, max(missing, 0)))
+
+
+def names_of_stems(names: Iterable[str], stems: Iterable[str]) -> dict[str, list[str]]:
+    """Which of a system's own names make up each of `stems`, in the order of `stems`; they are summed.
+
+    What is none of `stems` counts as "other", as in manifests. "other" is only a stem beside all the others: a system
+    for vocals alone calls everything else so. An accompaniment is a stem if nothing but vocals is asked for beside it.
+    """
+    stems, found = list(stems), {}
+    for name in names:
+        stem = canonical_stem(name)
+        if name.strip().lower() in ACCOMPANIMENTS and not set(stems) <= {"vocals", "other"}:
+            continue
+        if stem is not None:
+            found.setdefault(stem if stem in stems else "other", []).append(name)
+    if not set(stems) - {"other"} <= found.keys():
+        found.pop("other", None)
+    return {stem: found[stem] for stem in stems if stem in found}
