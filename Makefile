@@ -35,7 +35,7 @@ demo: setup
 	@echo "Listen to the stems in demo_output/"
 
 test: $(DEV_STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff check .
