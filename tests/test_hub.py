@@ -16,6 +16,7 @@ from modeling_mss import MssForConditionalGeneration
 from processing_mss import AudioSourceSeparationPipeline, MssProcessor
 from tests.hub_server import serve
 from tests.tiny import tiny_codec
+from training_mss.half_precision import halve
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -99,6 +100,18 @@ def test_there_is_a_default_and_it_says_that_it_is_untrained(caplog):
     pipe = pipeline("audio-source-separation")
     untrained = [record for record in caplog.records if "UNTRAINED" in record.getMessage()]
     assert pipe.model.config.untrained == bool(untrained)
+
+
+def test_weights_of_half_the_size_are_computed_with_in_float32(model_dir, tmp_path):
+    size = halve(model_dir, tmp_path / "half")
+    assert size < 0.6 * (Path(model_dir) / "model.safetensors").stat().st_size
+    half, whole = (MssForConditionalGeneration.from_pretrained(path) for path in (tmp_path / "half", model_dir))
+    assert half.dtype == torch.float32
+    for name, weight in whole.state_dict().items():
+        rounded = weight.half().float() if weight.is_floating_point() else weight
+        torch.testing.assert_close(half.state_dict()[name], rounded, atol=0, rtol=0)
+    pipe = pipeline("audio-source-separation", model=str(tmp_path / "half"))
+    assert pipe.model.dtype == torch.float32 and type(pipe.processor) is MssProcessor
 
 
 def read_config(path: Path) -> dict:
