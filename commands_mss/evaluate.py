@@ -181,6 +181,8 @@ def describe(options: argparse.Namespace) -> str:
 
 def load_roundtrip(options: argparse.Namespace):
     """The codec for scores, or None without --codec_roundtrip."""
+    if options.codec and not options.codec_roundtrip and not {"codec", "codec_filtered"} & set(options.bounds):
+        raise ValueError("Nothing here uses --codec: add --codec_roundtrip, or --bounds codec codec_filtered.")
     if not options.codec_roundtrip:
         return None
     if options.codec is None:
@@ -214,25 +216,19 @@ def load_others(options: argparse.Namespace) -> list:
 
 def load_models(options: argparse.Namespace) -> list:
     """Each model in each output mode."""
-    from data_mss.teachers import default_device
     from evaluation_mss.systems import ModelSystem
     from processing_mss import SeparationOptions
 
-    names = ("window_s", "overlap", "num_candidates", "combine", "do_sample", "temperature", "top_k", "top_p", "seed")
-    names += ("num_codebooks", "expected", "filter_iterations")
+    asked = {name: value for name, value in vars(options).items() if name in SeparationOptions.__dataclass_fields__}
     of_filter = {"expected": False, "filter_iterations": 0}  # what `generated` has instead
     of_filter["combine"] = None if options.combine == "mean" else options.combine
     systems = []
     for given in options.model:
         name, separator, path = given.partition("=")
-        if not separator:
+        if not separator or Path(given).is_dir():  # "runs/lr=1" is a folder
             path = given
             name = "mss-lm" if len(options.model) == 1 else Path(given).name
         for output in options.outputs:
-            wanted = {option: getattr(options, option) for option in names}
-            if output == "generated":
-                wanted |= of_filter
-            wanted = SeparationOptions(**wanted)
-            device = options.device or default_device()
-            systems.append(ModelSystem(path, output, wanted, device=device, name=f"{name} {output}"))
+            wanted = SeparationOptions(**(asked | of_filter if output == "generated" else asked))
+            systems.append(ModelSystem(path, output, wanted, options.device, f"{name} {output}"))
     return systems

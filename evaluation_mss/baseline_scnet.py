@@ -167,6 +167,8 @@ def load_weights(model: torch.nn.Module, checkpoint: str):
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:  # of the file system, of pickle, of zip
         raise ValueError(f"Cannot read the checkpoint {checkpoint} as weights alone: {error}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"The checkpoint {checkpoint} holds a {type(state).__name__}, not the weights of a network.")
     while wrapper := next((name for name in WRAPPERS if isinstance(state.get(name), dict)), None):
         state = state[wrapper]
     state = {name.removeprefix("module."): weight for name, weight in state.items()}  # of training on several GPUs

@@ -10,7 +10,7 @@ from processing_mss import resample
 from .baseline_scnet import SCNetTeacher
 from .identity import files_hash, package_version, weights_hash
 from .songs import EvaluationSong
-from .systems import STEMS, names_of_stems
+from .systems import names_of_stems
 
 BASELINES = ("spleeter", "htdemucs", "bs_roformer", "scnet")
 # Of the arguments `checkpoint`, `config` and `code` of `load_baseline`: those it takes, and those it needs of them.
@@ -35,7 +35,6 @@ class TeacherSystem:
     def __init__(self, teacher: Teacher, identity: str):
         self._teacher = teacher
         self.name, self.identity = teacher.name, identity
-        self.stems = list(names_of_stems(teacher.stems, STEMS))
 
     def separate(self, song: EvaluationSong) -> dict[str, torch.Tensor]:
         """See `System`."""

@@ -16,7 +16,6 @@ from processing_mss.filtering_mss import BLOCK_FRAMES, fft_size
 
 from .roundtrip import CodecRoundTrip, mixture_gain
 from .songs import EvaluationSong
-from .systems import STEMS
 
 
 class Bound:
@@ -31,7 +30,6 @@ class Bound:
         self, name: str, identity: str, estimate: Callable[[EvaluationSong], torch.Tensor], generative: bool = False
     ):
         self.name, self.identity, self.generative = name, identity, generative
-        self.stems = list(STEMS)
         self._estimate = estimate
 
     def separate(self, song: EvaluationSong) -> dict[str, torch.Tensor]:

@@ -5,7 +5,6 @@ import json
 import os
 import sys
 import time
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,10 +20,11 @@ from .kept_audio import KeptAudio
 from .protocol import CODEC, METRICS, Metric, SongCodec, Sounds, score_names, score_song
 from .roundtrip import CodecRoundTrip
 from .score_lines import Key, Result, ScoreLines, collect, pair_key, read_records
-from .songs import EvaluationSong, Excerpt, file_name
+from .songs import STEMS, EvaluationSong, Excerpt, file_name
 from .summary import summarize
-from .systems import STEMS, System
+from .systems import System
 from .tables import render_tables
+from .text_files import replace_text
 from .versions import metric_versions
 
 
@@ -60,7 +60,6 @@ def evaluate(
     output_dir: str | os.PathLike,
     metrics: dict[str, Metric] = METRICS,
     roundtrip: CodecRoundTrip | None = None,
-    stems: Iterable[str] = STEMS,
     seed: int = 0,
     description: str = "Excerpts",
     ablations: Iterable[str] = (),
@@ -90,9 +89,7 @@ def evaluate(
     Raises:
         ValueError: no systems, excerpts or metrics; names that are not unique or cannot be files'.
     """
-    evaluation = _Evaluation(
-        list(systems), list(excerpts), Path(output_dir), dict(metrics), roundtrip, list(stems), keep_audio
-    )
+    evaluation = _Evaluation(list(systems), list(excerpts), Path(output_dir), dict(metrics), roundtrip, keep_audio)
     report = evaluation.run(shard_of_this_process(shard_index, num_shards), overwrite)
     facts = {"description": description, "seed": seed, "ablations": list(ablations)}
     report.pending = evaluation.write_summary(facts)
@@ -109,7 +106,6 @@ class _Evaluation:
         output_dir: Path,
         metrics: dict[str, Metric],
         roundtrip: CodecRoundTrip | None,
-        stems: list[str],
         keep_audio: int,
     ):
         names = [system.name for system in systems]
@@ -123,9 +119,9 @@ class _Evaluation:
             if not values:
                 raise ValueError(f"There is no {what} to evaluate.")
         self.systems, self.excerpts, self.output_dir = systems, excerpts, output_dir
-        self.metrics, self.roundtrip, self.stems = metrics, roundtrip, stems
+        self.metrics, self.roundtrip = metrics, roundtrip
         self.codec = roundtrip.identity if roundtrip is not None else None
-        self.audio = KeptAudio(output_dir / "audio", [excerpt.name for excerpt in excerpts[:keep_audio]])
+        self.audio = KeptAudio(output_dir / "audio", excerpts[:keep_audio])
         self._cannot_run = functools.cache(self._probe)
 
     def run(self, shard: tuple[int, int], overwrite: bool) -> EvaluationReport:
@@ -153,8 +149,8 @@ class _Evaluation:
         return collect(read_records(self.output_dir), self.codec)
 
     def missing_metrics(self, result: Result | None) -> dict[str, Metric]:
-        """Those that have to run for a pair; what could not run before, only if it can now."""
-        if result is None:
+        """Those that have to run for a pair; all if it failed; what could not run before, only if it can now."""
+        if result is None or result.error is not None:
             return self.metrics
         missing = {}
         for name, metric in self.metrics.items():
@@ -195,7 +191,7 @@ class _Evaluation:
         """Separate and score one excerpt by all systems that have not; what fails costs no other its turn."""
         song, codec, unreadable = None, None, None
         try:
-            song = excerpt.read(self.stems)
+            song = excerpt.read()
             codec = SongCodec(self.roundtrip, song) if self.roundtrip is not None else None
         except Exception as error:
             unreadable = error
@@ -254,12 +250,12 @@ class _Evaluation:
             records = read_records(self.output_dir)
             scores = score_names(self.metrics, self.codec is not None)
             results = collect(records, self.codec)
-            summary = facts | {"stems": self.stems, "codec": self.codec}
-            summary |= summarize(self.systems, self.excerpts, results, scores, self.stems, facts["seed"])
+            summary = facts | {"stems": list(STEMS), "codec": self.codec}
+            summary |= summarize(self.systems, self.excerpts, results, scores, list(STEMS), facts["seed"])
             pairs = [results.get(pair_key(system, excerpt)) for system in self.systems for excerpt in self.excerpts]
             summary["num_pending"] = sum(not self._is_reached(result) for result in pairs)
-            _replace(self.output_dir / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-            _replace(self.output_dir / "tables.md", render_tables(summary))
+            replace_text(self.output_dir / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+            replace_text(self.output_dir / "tables.md", render_tables(summary))
             if len(read_records(self.output_dir)) == len(records):
                 return summary["num_pending"]
 
@@ -274,10 +270,3 @@ def _check(estimates: dict[str, torch.Tensor], song: EvaluationSong):
             )
         if not estimate.isfinite().all():
             raise ValueError(f"The estimate of {stem} holds NaN or infinity.")
-
-
-def _replace(path: Path, text: str):
-    """Write a file that is there whole or as it was; several processes may."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

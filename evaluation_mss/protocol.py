@@ -19,7 +19,6 @@ from .waveforms import is_silent
 
 SEGMENT_S = 10.0
 AUDIBLE_RMS = 10 ** (-50 / 20)  # of the mono mix of a reference, full scale 1: what the listening models hear
-SILENT_RMS = 10 ** (-90 / 20)  # of an estimate: below a step of 16 bits
 CODEC = "_codec"  # ending of the scores of the paper's protocol
 
 
@@ -48,7 +47,6 @@ class Metric:
             codec it has a second form, `*_codec`. Otherwise it gets the whole excerpt.
         joint: it needs all stems at once.
         stems: those it is made for; all if not given.
-        of_silence: its value where the estimate is silent in an audible segment and it gives NaN.
     """
 
     scores: tuple[str, ...]
@@ -56,7 +54,6 @@ class Metric:
     segmented: bool = False
     joint: bool = False
     stems: tuple[str, ...] | None = None
-    of_silence: float = math.nan
 
 
 def _dnsmos(sounds: Sounds) -> list[float]:
@@ -65,12 +62,10 @@ def _dnsmos(sounds: Sounds) -> list[float]:
 
 
 METRICS = {
-    # Google's program gives 1.0, the lowest, for a silent estimate of an audible sound; its Python port may give NaN.
     "visqol": Metric(
         ("visqol",),
         lambda sounds: [perceptual_metrics.visqol(sounds.estimate, sounds.reference, sounds.sampling_rate)],
         segmented=True,
-        of_silence=1.0,
     ),
     "dnsmos": Metric(("dnsmos_sig", "dnsmos_bak", "dnsmos_ovrl"), _dnsmos, segmented=True, stems=("vocals",)),
     "nisqa": Metric(
@@ -104,9 +99,6 @@ def score_names(metrics: dict[str, Metric], with_codec: bool) -> list[str]:
     names = [score for metric in metrics.values() for score in metric.scores]
     coded = [score + CODEC for metric in metrics.values() if metric.segmented for score in metric.scores]
     return names + (coded if with_codec else [])
-
-
-SCORES = score_names(METRICS, with_codec=True)
 
 
 class SongCodec:
@@ -177,17 +169,10 @@ def _score(
         if metric.stems is not None and stem not in metric.stems:
             continue
         pieces = [sound.cut(span) for span in segments[stem]] if metric.segmented else [sound]
-        values = [_compute(metric, piece) for piece in pieces]
+        values = [[float(value) for value in metric.compute(piece)] for piece in pieces]
         for index, score in enumerate(metric.scores):
             scores[score][stem] = _mean([value[index] for value in values])
     return scores
-
-
-def _compute(metric: Metric, piece: Sounds) -> list[float]:
-    values = [float(value) for value in metric.compute(piece)]
-    if metric.segmented and _rms(piece.estimate) < SILENT_RMS:
-        values = [metric.of_silence if math.isnan(value) else value for value in values]
-    return values
 
 
 def _mean(values: list[float]) -> float | None:

@@ -12,8 +12,9 @@ import torch
 
 from processing_mss import read_audio
 
-from .kept_audio import IDENTITY_FILE
+from .kept_audio import kept_identity
 from .pictures import FIRST_ROWS, spectrogram_sheet
+from .text_files import replace_text
 
 RULE = re.compile(r"\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?")  # the line below the head of a Markdown table
 LISTEN_ADVICE = (
@@ -111,10 +112,8 @@ def write_report(output_dir: str | os.PathLike) -> Path:
         parts.append(f'<h2 id="listen">Listen and compare</h2>\n<p>{html.escape(LISTEN_ADVICE)}</p>')
         parts += [excerpt_html(excerpt, systems, stems, folder) for excerpt, systems in audio.items()]
     page = PAGE.format(style=STYLE, script=SCRIPT, body="\n".join(parts))
-    path, temporary = folder / "report.html", folder / ".report.html.tmp"
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
-    return path
+    replace_text(folder / "report.html", page)
+    return folder / "report.html"
 
 
 def find_audio(folder: Path, identities: dict[str, str]) -> Audio:
@@ -126,9 +125,7 @@ def find_audio(folder: Path, identities: dict[str, str]) -> Audio:
     found: Audio = {}
     for system in dict.fromkeys([*FIRST_ROWS, *identities]):
         for path in sorted((folder / system).glob("*/*.flac")):
-            identity = path.with_name(IDENTITY_FILE)
-            of_song = system in FIRST_ROWS
-            if of_song or (identity.is_file() and identity.read_text(encoding="utf-8") == identities[system]):
+            if system in FIRST_ROWS or kept_identity(path.parent) == identities[system]:
                 found.setdefault(path.parent.name, {}).setdefault(system, {})[path.stem] = path
     return {excerpt: systems for excerpt, systems in sorted(found.items()) if systems.keys() - FIRST_ROWS.keys()}
 

@@ -58,7 +58,7 @@ class Result:
         scores: score -> stem -> value.
         finished: metrics that ran ("visqol", "visqol_codec").
         unavailable: metrics that could not, and why.
-        error: of the system, if nothing was scored.
+        error: of the system, if it failed when it last ran; scores from before stay.
         seconds: that separation took, of `duration_s` of audio.
         versions: metric -> package that it ran with.
     """
@@ -76,7 +76,7 @@ class Result:
     def update(self, record: dict, codec: str | None):
         self.date = record["date"]
         if "error" in record:
-            self.error = None if self.finished else record["error"]
+            self.error = record["error"]
             return
         self.error = None
         self.seconds, self.duration_s = record["seconds"], record["duration_s"]

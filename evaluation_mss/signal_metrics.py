@@ -6,6 +6,9 @@ fast-bss-eval rest on that.
 """
 
 import functools
+import math
+from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -30,14 +33,8 @@ def si_sdr(estimate, reference) -> float:
     Raises:
         MetricUnavailable: torchmetrics is not installed.
     """
-    try:
-        from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
-    except ImportError as error:
-        raise missing_package("si_sdr", "torchmetrics>=1.9", error) from error
-    estimate, reference = as_pair(estimate, reference)
-    if is_silent(reference):
-        return float("nan")
-    return scale_invariant_signal_distortion_ratio(estimate.flatten(), reference.flatten(), zero_mean=False).item()
+    ratio = _torchmetrics("si_sdr").scale_invariant_signal_distortion_ratio
+    return _ratio_of_channels(functools.partial(ratio, zero_mean=False), estimate, reference)
 
 
 def usdr(estimate, reference) -> float:
@@ -55,14 +52,21 @@ def usdr(estimate, reference) -> float:
     Raises:
         MetricUnavailable: torchmetrics is not installed.
     """
+    return _ratio_of_channels(_torchmetrics("usdr").signal_noise_ratio, estimate, reference)
+
+
+def _torchmetrics(metric: str) -> ModuleType:
     try:
-        from torchmetrics.functional.audio import signal_noise_ratio
+        import torchmetrics.functional.audio as functions
     except ImportError as error:
-        raise missing_package("usdr", "torchmetrics>=1.9", error) from error
+        raise missing_package(metric, "torchmetrics>=1.9", error) from error
+    return functions
+
+
+def _ratio_of_channels(ratio: Callable, estimate, reference) -> float:
+    """Of the channels as one signal; NaN for a silent reference."""
     estimate, reference = as_pair(estimate, reference)
-    if is_silent(reference):
-        return float("nan")
-    return signal_noise_ratio(estimate.flatten(), reference.flatten()).item()
+    return math.nan if is_silent(reference) else ratio(estimate.flatten(), reference.flatten()).item()
 
 
 def csdr(estimates, references, sampling_rate: int) -> list[float]:
@@ -98,7 +102,7 @@ def csdr(estimates, references, sampling_rate: int) -> list[float]:
         for signal in pairs[index]:
             counts = counts & _in_windows(_sounds(signal)[None], sampling_rate).any(axis=(0, 2))
     medians = {index: float(np.median(values[counts])) for index, values in ratios.items() if counts.any()}
-    return [medians.get(index, float("nan")) for index in range(len(pairs))]
+    return [medians.get(index, math.nan) for index in range(len(pairs))]
 
 
 def _sounds(waveform: torch.Tensor) -> torch.Tensor:

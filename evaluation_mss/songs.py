@@ -18,6 +18,7 @@ from processing_mss import read_audio, resample
 
 from .waveforms import SILENCE_RMS
 
+STEMS = ("vocals", "drums", "bass", "other")
 EQUAL_RMS = 0.05  # of each stem at equal loudness: four of them make the RMS of 0.1 that the models hear
 
 
@@ -33,6 +34,7 @@ class EvaluationSong:
         mixture: `(C, T)` float32.
         stems: names of the axis S.
         start_s: where the excerpt begins in the song, in seconds.
+        equal_loudness: see `Excerpt`: mixture and stems are not those of the song's files.
     """
 
     name: str
@@ -42,6 +44,7 @@ class EvaluationSong:
     mixture: torch.Tensor
     stems: list[str]
     start_s: float = 0.0
+    equal_loudness: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Excerpt:
         place = "" if self.duration_s is None and self.start_s == 0 else f"@{self.start_s:.10g}s"
         return name + place + ("-equal" if self.equal_loudness else "")
 
-    def read(self, stems: Iterable[str] = ("vocals", "drums", "bass", "other")) -> EvaluationSong:
+    def read(self, stems: Iterable[str] = STEMS) -> EvaluationSong:
         """Decode the excerpt at the song's own rate.
 
         A stem without files is silent. "other" has those of all stems that are not asked for too. The mixture is the
@@ -102,7 +105,9 @@ class Excerpt:
         if self.equal_loudness:
             references = at_equal_loudness(references)
             mixture = references.sum(dim=0)
-        return EvaluationSong(self.name, song.id, song.sampling_rate, references, mixture, stems, self.start_s)
+        return EvaluationSong(
+            self.name, song.id, song.sampling_rate, references, mixture, stems, self.start_s, self.equal_loudness
+        )
 
     def _read_file(self, path: Path) -> torch.Tensor:
         """`(C, n)`: fewer samples than asked for where the file ends."""

@@ -15,7 +15,6 @@ from processing_mss import AUDIO_SUFFIXES, SeparationOptions, read_audio, resamp
 from .identity import checkpoint_hash, local_folder, stat_hash
 from .songs import EvaluationSong, file_name
 
-STEMS = ("vocals", "drums", "bass", "other")
 ACCOMPANIMENTS = {"accompaniment", "instrumental"}  # all but the vocals, in whatever company they come
 MISSING_S = 0.1  # that may be missing at the end of a stem: programs that work in frames drop the last one
 
@@ -25,13 +24,11 @@ class System(Protocol):
 
     Attributes:
         name: "mss-lm filtered", "spleeter", ...
-        stems: which stems it estimates.
         generative: its output is the codec's output, so that the paper's round trip does not apply to it.
         identity: what exactly ran: hash of the checkpoint, version of the package, options.
     """
 
     name: str
-    stems: list[str]
     generative: bool
     identity: str
 
@@ -51,7 +48,6 @@ class ModelSystem:
         options: everything else that a call of the pipeline may say (seed, decoding, windows); `output` replaces its
             own.
         device: accelerate's for this process, or CUDA if there is one, if it is not said.
-        dtype: of the weights, as the pipeline takes it.
         name: of the line; "mss-lm filtered" or "mss-lm generated" if it is not said.
 
     Raises:
@@ -65,7 +61,6 @@ class ModelSystem:
         output: str = "filtered",
         options: SeparationOptions | None = None,
         device: torch.device | str | None = None,
-        dtype: str = "auto",
         name: str | None = None,
     ):
         from transformers import pipeline
@@ -75,13 +70,12 @@ class ModelSystem:
             raise ValueError(f"`two_stems` cannot be evaluated, got {self.options.two_stems!r}: use `stems`.")
         folder = local_folder(str(model_path))
         device = torch.device(device or default_device())
-        self._pipeline = pipeline("audio-source-separation", model=str(folder), device=device, dtype=dtype)
+        self._pipeline = pipeline("audio-source-separation", model=str(folder), device=device, dtype="auto")
         self._pipeline.model.to(device)  # in one of several processes, transformers leaves it where it was loaded
         self.options.check(self._pipeline.model.config)
         self.name = name or f"mss-lm {output}"
-        self.stems = self.options.labels(self._pipeline.model.config)
         self.generative = output == "generated"
-        said = {} if dtype == "auto" else {"dtype": dtype}
+        said = {}
         for field in dataclasses.fields(SeparationOptions):
             value = getattr(self.options, field.name)
             # Batches and progress change nothing in what comes out.
@@ -91,9 +85,14 @@ class ModelSystem:
         self.identity = ", ".join([f"checkpoint {checkpoint_hash(folder)}", output, *described])
 
     def separate(self, song: EvaluationSong) -> dict[str, torch.Tensor]:
-        call = {field.name: getattr(self.options, field.name) for field in dataclasses.fields(SeparationOptions)}
-        stems = self._pipeline(song.mixture.numpy(), sampling_rate=song.sampling_rate, **call)
-        return {stem["label"]: torch.from_numpy(stem["audio"]) for stem in stems if stem["label"] in song.stems}
+        """See `System`."""
+        stems = self._pipeline(song.mixture.numpy(), sampling_rate=song.sampling_rate, **vars(self.options))
+        found = {stem["label"]: torch.from_numpy(stem["audio"]) for stem in stems}
+        return {
+            stem: sum(found[name] for name in names)
+            for stem, names in names_of_stems(self._pipeline.model.config.stems, song.stems).items()
+            if found.keys() >= set(names)  # not all are generated if the options name stems
+        }
 
 
 class StemFolderSystem:
@@ -131,8 +130,6 @@ class StemFolderSystem:
             raise ValueError(
                 f"No stems in {folder}: expected audio files such as SONG/vocals.wav or vocals/SONG.wav below it."
             )
-        names = {name for files in self._files.values() for name in files}
-        self.stems = list(names_of_stems(names, STEMS))
         self.identity = f"{len(paths)} files {stat_hash(folder, paths)}"
 
     def _add(self, song: str, stem: str, path: Path):
@@ -155,7 +152,8 @@ class StemFolderSystem:
         """Files by name of the stem, and whether they hold the excerpt alone."""
         last = song.song_id.rpartition("/")[2]
         names = {song.name: song.name != file_name(song.song_id)}
-        names |= dict.fromkeys((song.song_id, file_name(song.song_id), last, file_name(last)), False)
+        if not song.equal_loudness:  # stems of the song itself have other levels
+            names |= dict.fromkeys((song.song_id, file_name(song.song_id), last, file_name(last)), False)
         for name, is_excerpt in names.items():
             if name in self._files:
                 return self._files[name], is_excerpt

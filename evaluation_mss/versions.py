@@ -29,6 +29,11 @@ def metric_versions() -> dict[str, str]:
         except PackageNotFoundError:
             if package == "mss-lm":  # run from its folder, not installed
                 versions[metric] = package
-    if "nisqa" in versions and nisqa_weights().is_file():
-        versions["nisqa"] += f" (weights {hashlib.sha256(nisqa_weights().read_bytes()).hexdigest()[:12]})"
+    try:
+        weights = nisqa_weights()
+    except ImportError:  # torchmetrics is missing, or so old that it has no NISQA
+        versions.pop("nisqa", None)
+        return versions
+    if "nisqa" in versions and weights.is_file():
+        versions["nisqa"] += f" (weights {hashlib.sha256(weights.read_bytes()).hexdigest()[:12]})"
     return versions

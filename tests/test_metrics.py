@@ -56,7 +56,8 @@ def test_visqol_of_silence():
     pytest.importorskip("visqol")
     sound = noise(2, 44100)
     assert math.isnan(visqol(sound, 1e-5 * sound, 44100))
-    assert visqol(torch.zeros(1, 44100), sound, 44100) == 1.0
+    for silence in (torch.zeros(1, 44100), torch.stack((sound[0], -sound[0]))):
+        assert visqol(silence, sound, 44100) == 1.0
     with pytest.raises(ValueError, match=r"at least 1 s, got 0\.50 s"):
         visqol(sound, sound[:, :22050], 44100)
 
@@ -213,6 +214,12 @@ def test_versions_name_what_is_installed():
     versions = metric_versions()
     assert versions["visqol"].startswith("visqol-python 3.")
     assert set(versions) <= set(MODULES) and {"csdr", "mel_distance"} <= set(versions)
+
+
+def test_versions_without_nisqa(monkeypatch):
+    pytest.importorskip("torchmetrics.functional.audio")
+    monkeypatch.setitem(sys.modules, "torchmetrics.functional.audio.nisqa", None)  # as in old torchmetrics
+    assert "nisqa" not in metric_versions() and "usdr" in metric_versions()
 
 
 # `evaluate` modules

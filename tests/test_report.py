@@ -1,6 +1,7 @@
 """Pictures and the page of an evaluation: what is shown, that it is true, and that names cannot break it."""
 
 import json
+import os
 from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
 
@@ -159,6 +160,21 @@ def test_without_audio_the_page_is_its_tables(finished):
     page = Page(write_report(finished).read_text(encoding="utf-8"))
     assert "3.21" in page.words and not page.players and not page.addresses
     assert not (finished / "pictures").exists()
+
+
+def test_two_processes_may_write_the_page_at_once(finished, monkeypatch):
+    (finished / "audio").rename(finished / "elsewhere")
+    replace, calls = os.replace, []
+
+    def late(source, target):
+        calls.append(target)
+        if target == finished / "report.html" and calls.count(target) == 1:
+            write_report(finished)  # by another process, between this one's writing and renaming
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    assert "3.21" in write_report(finished).read_text(encoding="utf-8")
+    assert calls.count(finished / "report.html") == 2 and not list(finished.glob(".report*"))
 
 
 def test_without_an_evaluation_there_is_no_report(tmp_path):

@@ -1,0 +1,105 @@
+"""`mss-lm evaluate` with the real parts, from manifest to tables."""
+
+import json
+
+import numpy as np
+import pytest
+
+from commands_mss import evaluate as command
+from commands_mss.main import main
+from data_mss.manifest import read_manifest
+from evaluation_mss.baselines import BASELINES
+from evaluation_mss.bounds import BOUNDS
+from evaluation_mss.protocol import METRICS
+from evaluation_mss.score_lines import read_records
+from processing_mss import write_audio
+from tests.tiny import small_corpus
+
+
+def test_what_the_command_offers():
+    assert command.METRICS == list(METRICS)
+    assert command.BASELINES == list(BASELINES) and command.BOUNDS == list(BOUNDS)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return small_corpus(tmp_path_factory.mktemp("corpus"), songs=2, seconds=2.0)
+
+
+def evaluate_corpus(corpus, output_dir, *arguments: str) -> int:
+    songs = ["--manifests", str(corpus), "--split", "train", "--output_dir", str(output_dir)]
+    return main(["evaluate", *songs, "--metrics", "usdr", "si_sdr", "csdr", "mel_distance", *arguments])
+
+
+def test_the_command_from_manifest_to_tables(corpus, tmp_path, model_dir, capsys):
+    pytest.importorskip("torchmetrics", reason="si_sdr and usdr need torchmetrics")
+    songs = [song for song in read_manifest(corpus) if song.split == "train"]
+    for song in songs:  # what another program made: only vocals, mono, at another rate
+        quarter = np.load(song.paths("vocals")[0])[None, ::2].astype(np.float32) / 32768
+        write_audio(tmp_path / "theirs" / song.id / "Lead Vocals.wav", quarter, 24000)
+    folder = tmp_path / "lr=1"  # no NAME=PATH
+    folder.symlink_to(model_dir)
+    arguments = ["--model", str(folder), "--bounds", "mixture", "ideal_ratio_mask", "--outputs", "filtered"]
+    arguments += ["--stems_dir", f"theirs={tmp_path / 'theirs'}", "--device", "cpu", "--window_s", "0.96"]
+    out = tmp_path / "scores"
+    assert evaluate_corpus(corpus, out, *arguments) == 0
+    assert "8 separations scored, 0 already there, 0 failed" in capsys.readouterr().out
+    summary = json.loads((out / "summary.json").read_text())
+    assert list(summary["systems"]) == ["mixture", "ideal_ratio_mask", "theirs", "mss-lm filtered"]
+    usdr = {name: entry["scores"]["usdr"] for name, entry in summary["systems"].items()}
+    assert usdr["mixture"]["mean"]["mean"] < usdr["mss-lm filtered"]["mean"]["mean"]
+    assert usdr["ideal_ratio_mask"]["mean"]["mean"] > usdr["mss-lm filtered"]["mean"]["mean"] + 3
+    assert set(usdr["theirs"]) == {"vocals"} and usdr["theirs"]["vocals"]["mean"] > 10
+    assert usdr["mixture"]["vocals"]["low"] <= usdr["mixture"]["vocals"]["mean"] <= usdr["mixture"]["vocals"]["high"]
+    text = (out / "tables.md").read_text()
+    assert "| mss-lm filtered | csdr (dB) |" in text and "torchmetrics" in text and "seed 0" in text
+    assert summary["systems"]["mss-lm filtered"]["identity"] in text
+
+    assert evaluate_corpus(corpus, out, *arguments) == 0
+    assert "0 separations scored, 8 already there" in capsys.readouterr().out
+    assert (out / "tables.md").read_text() == text
+
+    for shard in ("0", "1"):
+        sharded = ["--bounds", "mixture", "--shard_index", shard, "--num_shards", "2"]
+        assert evaluate_corpus(corpus, tmp_path / "sharded", *sharded) == 0
+    both = json.loads((tmp_path / "sharded" / "summary.json").read_text())
+    assert both["systems"]["mixture"]["scores"] == summary["systems"]["mixture"]["scores"]
+
+
+def test_the_commands_excerpts_and_report(corpus, tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib")
+    arguments = ["--bounds", "ideal_ratio_mask", "--excerpt_s", "0.5", "--starts_s", "0.2", "1.2", "--max_songs", "1"]
+    assert evaluate_corpus(corpus, tmp_path, *arguments, "--report", "--report_excerpts", "1") == 0
+    assert {line["excerpt"] for line in read_records(tmp_path)} == {"song0@0.2s", "song0@1.2s"}
+    assert {line["duration_s"] for line in read_records(tmp_path)} == {0.5}
+    assert "ideal_ratio_mask/song0%400.2s/vocals.flac" in (tmp_path / "report.html").read_text()
+    assert "report.html" in capsys.readouterr().out and (tmp_path / "pictures" / "song0@0.2s.png").is_file()
+    assert "excerpts of 0.5 s" in (tmp_path / "tables.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --model, --baseline, --stems_dir or --bounds"),
+        (["--bounds", "mixture", "--codec_roundtrip"], "needs --codec"),
+        (["--bounds", "mixture", "--codec", "codec"], "Nothing here uses --codec"),
+        (["--bounds", "codec"], "needs a whole codec"),
+        (["--stems_dir", "folder"], "NAME=FOLDER"),
+        (["--baseline", "unmix"], "must be one of"),
+        (["--bounds", "mixture", "--starts_s", "3"], "excerpt_s"),
+        (["--bounds", "mixture", "mixture"], "names of their own"),
+    ],
+)
+def test_what_the_command_refuses(corpus, tmp_path, capsys, arguments, message):
+    assert evaluate_corpus(corpus, tmp_path / "scores", *arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("mss-lm evaluate: error: ") and message in error
+    assert not (tmp_path / "scores").exists()
+
+
+def test_the_command_says_that_a_song_failed(corpus, tmp_path, capsys):
+    write_audio(tmp_path / "theirs" / "song0" / "vocals.wav", np.zeros((1, 2 * 48000), np.float32), 48000)
+    arguments = ["--stems_dir", f"theirs={tmp_path / 'theirs'}", "--metrics", "mel_distance"]
+    assert evaluate_corpus(corpus, tmp_path / "scores", *arguments) == 1
+    captured = capsys.readouterr()
+    assert "1 separation scored, 0 already there, 1 failed" in captured.out and "theirs on song1" in captured.out
