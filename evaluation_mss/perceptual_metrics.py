@@ -128,10 +128,9 @@ def _nisqa_function():
     except ImportError as error:
         package = "torchmetrics>=1.9" if (error.name or "").startswith("torchmetrics") else error.name
         raise missing_package("nisqa", package or "torchmetrics>=1.9", error) from error
-    path = nisqa_weights()
-    if not path.is_file():  # torchmetrics would download them without a word about the licence
+    if not nisqa_weights().is_file():  # torchmetrics would download them without a word about the licence
         raise MetricUnavailable(
-            f"`nisqa` needs its weights as {path}: download weights/nisqa.tar (1 MB) from "
+            "`nisqa` needs its weights as ~/.torchmetrics/NISQA/nisqa.tar: download weights/nisqa.tar (1 MB) from "
             "https://github.com/gabrielmittag/NISQA and put it there. Their licence is CC BY-NC-SA 4.0, "
             "non-commercial use only."
         )
