@@ -1,4 +1,4 @@
-"""Train a HuBERT, the codec or the separator.
+"""Train a HuBERT, the codec or the separator, or a discriminative peer to compare the separator with.
 
 The three stages follow each other; each reads what the one before has left in its output folder:
 
@@ -11,9 +11,12 @@ The three stages follow each other; each reads what the one before has left in i
 
   mss-lm separate song.mp3 --model runs/separator/final
 
-With a published codec only the last one is needed. Everything about recipe and architecture is in the configuration,
-and every field of it can be set here: --set separator.optimizer.learning_rate=1e-3. A run that was stopped, killed or
-ran out of time goes on with --resume, as if nothing had happened. See docs/training.md.
+With a published codec only the last one is needed. --stage peer needs none of them: it trains a BS-RoFormer or an
+HTDemucs (peer.model.architecture) on the same crops, for comparison.
+
+Everything about recipe and architecture is in the configuration, and every field of it can be set here:
+--set separator.optimizer.learning_rate=1e-3. A run that was stopped, killed or ran out of time goes on with --resume,
+as if nothing had happened. See docs/training.md.
 """
 
 import argparse
@@ -34,6 +37,7 @@ from training_mss.export import publish, write_model_card
 from training_mss.hubert_step import HubertStage
 from training_mss.inputs import TrainingCrops, validation_batches
 from training_mss.loop import NonFiniteLossError, RunOptions, Training
+from training_mss.peer_step import PeerStage
 from training_mss.reporting import RunLog
 from training_mss.separator_step import SeparatorStage
 from training_mss.stage import Stage
@@ -46,7 +50,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     what = parser.add_argument_group("what to train")
-    what.add_argument("--stage", choices=["hubert", "codec", "separator"], required=True)
+    what.add_argument("--stage", choices=["hubert", "codec", "separator", "peer"], required=True)
     what.add_argument("--config", required=True, metavar="FILE", help="a YAML file, as in configs/")
     what.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change fields of the configuration")
     what.add_argument("--manifests", nargs="+", required=True, metavar="PATH", help="made by `mss-lm prepare`")
@@ -83,11 +87,14 @@ def build_stage(options: argparse.Namespace, config: TrainingConfig) -> Stage:
 
     Raises:
         ValueError: a model that the stage needs was not named.
+        ImportError: the package of a peer is missing.
     """
     if options.stage == "hubert":
         return HubertStage(config)
     if options.stage == "codec":
         return CodecStage(config, hubert_path=options.hubert, init_from=options.init_from)
+    if options.stage == "peer":
+        return PeerStage(config)
     if options.codec is None:
         raise ValueError("The separator's stage needs a codec: pass --codec, e.g. the output of --stage codec.")
     return SeparatorStage(config, codec_path=options.codec, init_from=options.init_from)
@@ -172,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
         train(options, started)
-    except (ValueError, OSError, NonFiniteLossError) as error:
+    except (ValueError, OSError, ImportError, NonFiniteLossError) as error:
         print(f"train_accelerate.py: {error}", file=sys.stderr)
         return 1
     return 0

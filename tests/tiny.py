@@ -132,10 +132,29 @@ def tiny_training_config(folder: Path, base: str = "tiny.yaml") -> Path:
         "hubert": {**stage, "model": hubert, "num_mel_units": 8, "num_feature_units": 8, "feature_layer": 1},
         "codec": {**stage, "model": {**codec, "decoder_dropout": 0.0}, "quantizer_dropout": 0.0},
         "separator": {**stage, "model": separator, "generated_crops": 1},
+        "peer": {**stage, "model": tiny_peers(), "generated_crops": 1},
     }
     path = folder / f"training_{base}"
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+def tiny_peers() -> dict:
+    """Both networks of the stage `peer`; crops need whole hops of none of them."""
+    bs_roformer = {
+        "dim": 16,
+        "depth": 2,
+        "heads": 2,
+        "dim_head": 8,
+        "time_transformer_depth": 1,
+        "freq_transformer_depth": 1,
+        "mlp_expansion_factor": 1,
+        "freqs_per_bands": [205, 410, 410],
+        "stft_hop_length": 1000,
+        "multi_stft_resolutions_window_sizes": [2048, 512],
+        "multi_stft_hop_size": 1000,
+    }
+    return {"bs_roformer": bs_roformer, "htdemucs": {"channels": 8, "t_layers": 1, "t_heads": 2}}
 
 
 def small_corpus(folder: Path, songs: int = 2, seconds: float = 3.0) -> Path:

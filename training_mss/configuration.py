@@ -1,4 +1,4 @@
-"""What a YAML file of `configs/` may say: recipe and architecture of the three stages, as typed fields.
+"""What a YAML file of `configs/` may say: recipe and architecture of the stages, as typed fields.
 
 A file may name another one as its `base` and then states only what differs:
 
@@ -191,6 +191,33 @@ class SeparatorStageConfig(StageConfig):
 
 
 @dataclass
+class PeerModelConfig:
+    """Which network the stage `peer` trains, and how large it is.
+
+    Args:
+        architecture: "bs_roformer" or "htdemucs".
+        bs_roformer: arguments of the class `BSRoformer` of the package BS-RoFormer, as in the `model` section of the
+            YAML files beside published checkpoints; `dim` and `depth` are needed.
+        htdemucs: arguments of the class `HTDemucs` of the package demucs.
+    """
+
+    architecture: str = "bs_roformer"
+    bs_roformer: dict = field(default_factory=dict)
+    htdemucs: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        allowed = ("bs_roformer", "htdemucs")
+        _require(self.architecture in allowed, "architecture", "'bs_roformer' or 'htdemucs'", self.architecture)
+
+
+@dataclass
+class PeerStageConfig(StageConfig):
+    """A discriminative separator on the same crops; both networks may be described, `architecture` chooses."""
+
+    model: PeerModelConfig = field(default_factory=PeerModelConfig)
+
+
+@dataclass
 class TrainingConfig:
     """A whole file: the stems, in the order in which they are generated, and a section per stage."""
 
@@ -198,6 +225,7 @@ class TrainingConfig:
     hubert: HubertStageConfig = field(default_factory=HubertStageConfig)
     codec: CodecStageConfig = field(default_factory=CodecStageConfig)
     separator: SeparatorStageConfig = field(default_factory=SeparatorStageConfig)
+    peer: PeerStageConfig = field(default_factory=PeerStageConfig)
 
     def to_dict(self) -> dict:
         """Plain lists and numbers, as YAML and trackers take them."""
@@ -213,7 +241,7 @@ def load_config(path: str | os.PathLike, overrides: list[str] | None = None) -> 
     Raises:
         ValueError: no such file, a field that does not exist, or a value of the wrong kind.
     """
-    values = _read_with_bases(Path(path), seen=())
+    values = read_with_bases(Path(path))
     for override in overrides or []:
         name, equals, value = override.partition("=")
         if not equals:
@@ -221,10 +249,15 @@ def load_config(path: str | os.PathLike, overrides: list[str] | None = None) -> 
         for key in reversed(name.strip().split(".")):
             value = {key: value if isinstance(value, dict) else yaml.safe_load(value)}
         values = _merge(values, value)
-    return _build(TrainingConfig, values, "")
+    return build(TrainingConfig, values)
 
 
-def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict:
+def read_with_bases(path: Path, seen: tuple[Path, ...] = ()) -> dict:
+    """A YAML file over its `base`, if it names one.
+
+    Raises:
+        ValueError: no such file, no YAML, no mapping, or a circle of bases.
+    """
     path = path.resolve()
     if path in seen:
         raise ValueError(f"{path} is its own base.")
@@ -237,7 +270,7 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict:
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a mapping of sections, got a {type(values).__name__}.")
     base = values.pop("base", None)
-    return _merge(_read_with_bases(path.parent / base, (*seen, path)), values) if base else values
+    return _merge(read_with_bases(path.parent / base, (*seen, path)), values) if base else values
 
 
 def _merge(base: dict, changes: dict) -> dict:
@@ -248,8 +281,12 @@ def _merge(base: dict, changes: dict) -> dict:
     return merged
 
 
-def _build(kind: type, values: dict, place: str):
-    """A dataclass from a mapping; unknown names are errors."""
+def build(kind: type, values: dict, place: str = ""):
+    """A dataclass from a mapping; `place` is where it stands, for errors.
+
+    Raises:
+        ValueError: a field that does not exist, or a value of the wrong kind.
+    """
     hints = typing.get_type_hints(kind)
     unknown = set(values) - set(hints)
     if unknown:
@@ -260,12 +297,16 @@ def _build(kind: type, values: dict, place: str):
 def _value(hint, value, place: str):
     """`value` as the type `hint`, with the conversions YAML needs (1e-3 is a string there, tuples are lists)."""
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value or {}, place)
+        return build(hint, value or {}, place)
     options = typing.get_args(hint) if type(None) in typing.get_args(hint) else (hint,)
     if value is None and type(None) in options:
         return None
     hint = options[0]
     origin, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if origin is dict and isinstance(value, dict):
+        return (
+            {key: _value(arguments[1], item, f"{place}.{key}") for key, item in value.items()} if arguments else value
+        )
     try:
         if origin is tuple and isinstance(value, (list, tuple)):
             kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
@@ -273,8 +314,6 @@ def _value(hint, value, place: str):
                 return tuple(_value(kind, item, place) for kind, item in zip(kinds, value))
         elif origin is list and isinstance(value, list):
             return [_value(arguments[0], item, place) for item in value]
-        elif origin is dict and isinstance(value, dict):
-            return {key: _value(arguments[1], item, place) for key, item in value.items()} if arguments else value
         elif origin is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
             return float(value)
         elif origin is str and value is False:

@@ -16,6 +16,7 @@ TAGS = {
     "hubert": ["hubert", "music"],
     "codec": ["neural-audio-codec", "music"],
     "separator": ["audio-source-separation", "music-source-separation", "music"],
+    "peer": ["audio-source-separation", "music-source-separation", "music"],
 }
 CARD = """{front_matter}
 
@@ -48,7 +49,9 @@ def write_model_card(
 ) -> None:
     """Write `README.md`: what the weights were trained on and under which licences, with which settings and scores."""
     card_data = ModelCardData(
-        library_name="transformers", tags=TAGS[stage], pipeline_tag="audio-to-audio" if stage == "separator" else None
+        library_name=None if stage == "peer" else "transformers",
+        tags=TAGS[stage],
+        pipeline_tag="audio-to-audio" if stage in ("separator", "peer") else None,
     )
     hours = defaultdict(float)
     for song in songs:

@@ -10,6 +10,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import extract_model_from_parallel
 from safetensors.torch import load_file, save_file
@@ -45,6 +46,15 @@ def checkpoint_folders(output_dir: str | os.PathLike) -> list[Path]:
     """Whole checkpoints of a run, oldest first."""
     folders = (Path(output_dir) / "checkpoints").glob(f"{CHECKPOINT_PREFIX}*")
     return sorted(folder for folder in folders if folder.name.removeprefix(CHECKPOINT_PREFIX).isdigit())
+
+
+def last_state(output_dir: str | os.PathLike) -> RunState:
+    """Where the newest checkpoint of a run stands; at the start, if there is none."""
+    state = RunState()
+    if folders := checkpoint_folders(output_dir):
+        # Accelerate's name for the first object that the loop registers.
+        state.load_state_dict(torch.load(folders[-1] / "custom_checkpoint_0.pkl", weights_only=True))
+    return state
 
 
 def save_checkpoint(accelerator: Accelerator, output_dir: str | os.PathLike, step: int, total_limit: int) -> Path:

@@ -1,4 +1,5 @@
-"""What a stage of training is: the contract between the loop and `hubert_step`, `codec_step`, `separator_step`."""
+"""What a stage of training is: the contract between the loop and `hubert_step`, `codec_step`, `separator_step`,
+`peer_step`."""
 
 import os
 from abc import ABC, abstractmethod
@@ -28,7 +29,7 @@ class StepLoss:
 
 
 class Stage(ABC):
-    """One of the three trainings.
+    """One of the trainings.
 
     A batch is a mapping with `stems` `(B, S, T)` and `mixture` `(B, T)`, float32 at 48 kHz on the device, augmented and
     levelled; from the token bank also `audio_codes` `(B, S, 2 F, Q)`.

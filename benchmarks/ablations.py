@@ -1,0 +1,255 @@
+"""Train and score a table of ablations and peers: equal data, equal wall-clock time, one command.
+
+    python -m benchmarks.ablations --config configs/ablations.yaml --codec runs/codec/final --manifests data/packed \
+        --output_dir runs/ablations [--rows main a3] [--minutes 10] [--evaluate_manifests data/musdb18]
+
+Every row is a run of train_accelerate.py in a folder of its own; one that was stopped goes on, for the minutes that it
+still has, and one whose final/ is there is skipped: remove its folder to train it again. With several GPUs, each works
+on a row at a time (CUDA_VISIBLE_DEVICES restricts them). Then all rows that are finished are scored by one
+`mss-lm evaluate`, into scores/. A row that fails is reported, and the others go on. Prints one JSON line at the end;
+the exit code is 1 if something failed.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+
+from commands_mss.main import main as mss_lm
+from training_mss.configuration import build, load_config, read_with_bases
+from training_mss.run_state import checkpoint_folders, last_state
+
+SCRIPT = Path(__file__).resolve().parents[1] / "train_accelerate.py"
+
+CODEC_USERS = {"--codec_roundtrip", "codec", "codec_filtered"}  # `mss-lm evaluate` refuses a codec that nothing needs
+
+
+@dataclass
+class Row:
+    """A line of the table.
+
+    Args:
+        stage: of train_accelerate.py, "separator" or "peer".
+        changes: what differs from the common configuration, nested as in `configs/`.
+    """
+
+    stage: str = "separator"
+    changes: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.stage not in ("separator", "peer"):
+            raise ValueError(f"The stage of a row must be 'separator' or 'peer', got {self.stage!r}.")
+
+
+@dataclass
+class Table:
+    """A file such as `configs/ablations.yaml`, which may name another one as its `base`.
+
+    Args:
+        config: of training, beside the file: what all rows start from.
+        rows: by name; peers must be called as the baseline that scores them.
+        shared: changes that all rows have.
+        train, evaluate: more arguments of train_accelerate.py and of `mss-lm evaluate`.
+    """
+
+    config: str
+    rows: dict[str, Row]
+    shared: dict = field(default_factory=dict)
+    train: list[str] = field(default_factory=list)
+    evaluate: list[str] = field(default_factory=list)
+
+
+class Ablations:
+    """The table and its folder.
+
+    Raises:
+        ValueError: the file, a row's configuration or a name is wrong, or a row was trained otherwise before.
+    """
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.table: Table = build(Table, read_with_bases(Path(options.config)))
+        self.config = str(Path(options.config).parent / self.table.config)
+        names = list(self.table.rows)
+        if unknown := sorted(set(options.rows or []) - set(names)):
+            raise ValueError(f"Unknown rows {unknown}; {options.config} has {names}.")
+        self.chosen = options.rows or names
+        self.facts = {name: self._facts(name) for name in names}
+        for name in names:
+            self._check(name)
+
+    def folder(self, name: str) -> Path:
+        return self.options.output_dir / name
+
+    def is_finished(self, name: str) -> bool:
+        return (self.folder(name) / "final" / "README.md").is_file()  # the last file that an export writes
+
+    def overrides(self, name: str) -> list[str]:
+        """Changes as `--set` takes them, one for each section."""
+        changes = [*self.table.shared.items(), *self.table.rows[name].changes.items()]
+        return [f"{key}={yaml.safe_dump(value, default_flow_style=True, width=1e9).strip()}" for key, value in changes]
+
+    def _facts(self, name: str) -> dict:
+        """All that a row's result depends on, as JSON gives it back."""
+        config = load_config(self.config, self.overrides(name)).to_dict()
+        facts = {"stage": self.table.rows[name].stage, "minutes": self.options.minutes, "codec": self.options.codec}
+        facts |= {"manifests": self.options.manifests, "train": self.table.train, "config": config}
+        return json.loads(json.dumps(facts))
+
+    def _check(self, name: str):
+        if not self.is_finished(name) and not checkpoint_folders(self.folder(name)):
+            return
+        before = json.loads((self.folder(name) / "row.json").read_text())
+        if different := [key for key, value in self.facts[name].items() if before.get(key) != value]:
+            raise ValueError(
+                f"The row {name!r} in {self.folder(name)} was trained with another {' and '.join(different)}, and rows "
+                "must be equal but for their change. Remove that folder, or choose another --output_dir."
+            )
+
+    def train(self) -> dict[str, str]:
+        """Train the rows that are not finished, one on each device at a time; errors by row."""
+        waiting = [name for name in self.chosen if not self.is_finished(name)]
+        for name in self.chosen:
+            if name not in waiting:
+                print(f"{name}: is there already", flush=True)
+        free, errors = devices(), {}
+        running: dict[str, tuple[subprocess.Popen, str | None]] = {}
+        try:
+            while waiting or running:
+                while waiting and free:
+                    name, device = waiting.pop(0), free.pop(0)
+                    running[name] = self._start(name, device), device
+                    where = f" on GPU {device}" if device else ""
+                    print(f"{name}: training{where}, see {self.folder(name) / 'train.log'}", flush=True)
+                time.sleep(0.1)
+                for name in [name for name, (process, _) in running.items() if process.poll() is not None]:
+                    process, device = running.pop(name)
+                    free.append(device)
+                    if process.returncode:
+                        errors[name] = last_line(self.folder(name) / "train.log")
+                    print(f"{name}: {errors.get(name, 'done')}", flush=True)
+        finally:
+            for process, _ in running.values():
+                process.terminate()  # it leaves a checkpoint
+            for name, (process, _) in running.items():
+                process.wait()
+                shutil.rmtree(self.folder(name) / "final", ignore_errors=True)  # had less than its time
+        return errors
+
+    def _start(self, name: str, device: str | None) -> subprocess.Popen:
+        folder, options, row = self.folder(name), self.options, self.table.rows[name]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "row.json").write_text(json.dumps(self.facts[name], indent=1) + "\n")
+        minutes = max(options.minutes - last_state(folder).train_seconds / 60, 0)
+        command = [sys.executable, str(SCRIPT), "--stage", row.stage, "--config", self.config]
+        command += ["--manifests", *options.manifests, "--output_dir", str(folder), "--resume"]
+        command += ["--max_train_minutes", f"{minutes:g}", "--set", *self.overrides(name)]
+        command += ["--codec", options.codec] if row.stage == "separator" else []
+        command += self.table.train
+        environment = os.environ if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device}
+        with open(folder / "train.log", "a", encoding="utf-8") as log:
+            print(f"$ {shlex.join(command)}", file=log, flush=True)
+            # A session of its own: Ctrl-C comes from here, once (a second one would cost the checkpoint).
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    def evaluate(self) -> dict[str, str]:
+        """Score all finished rows, also those that were not chosen now; errors."""
+        finished = [name for name in self.table.rows if self.is_finished(name)]
+        models = [f"{name}={self.folder(name) / 'final'}" for name in finished if not self._is_peer(name)]
+        peers = [self._baseline(name) for name in finished if self._is_peer(name)]
+        if not finished:
+            return {"evaluate": "no row is finished"}
+        arguments = ["evaluate", "--manifests", *(self.options.evaluate_manifests or self.options.manifests)]
+        arguments += ["--output_dir", str(self.options.output_dir / "scores")]
+        if CODEC_USERS & set(self.table.evaluate):
+            arguments += ["--codec", self.options.codec]
+        arguments += ["--model", *models] if models else []
+        arguments += ["--baseline", *peers] if peers else []
+        code = mss_lm([*arguments, *self.table.evaluate])
+        return {"evaluate": f"mss-lm evaluate ended with {code}, see above"} if code else {}
+
+    def _is_peer(self, name: str) -> bool:
+        return self.table.rows[name].stage == "peer"
+
+    def _baseline(self, name: str) -> str:
+        """A peer's files as `--baseline` takes them."""
+        final = self.folder(name) / "final"
+        if self.facts[name]["config"]["peer"]["model"]["architecture"] == "htdemucs":
+            return f"htdemucs={final / 'htdemucs.safetensors'}"
+        return f"bs_roformer={final / 'bs_roformer.ckpt'},{final / 'bs_roformer.yaml'}"
+
+    def scores(self) -> dict[str, dict[str, float]]:
+        """Means over songs and stems, by system and score."""
+        path = self.options.output_dir / "scores" / "summary.json"
+        systems = json.loads(path.read_text())["systems"] if path.is_file() else {}
+        return {
+            system: {
+                score: round(cells["mean"]["mean"], 3)
+                for score, cells in entry["scores"].items()
+                if "mean" in cells and cells["mean"]["mean"] is not None
+            }
+            for system, entry in systems.items()
+        }
+
+
+def devices() -> list[str | None]:
+    """GPUs as CUDA_VISIBLE_DEVICES names them; None stands for the one that training finds by itself, or the CPU."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+    return names if len(names) > 1 else [None]
+
+
+def last_line(path: Path) -> str:
+    """What a program said last."""
+    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "failed without a word"
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, metavar="FILE", help="a table, such as configs/ablations.yaml")
+    parser.add_argument("--codec", required=True, metavar="PATH", help="folder or Hub id of a whole codec")
+    parser.add_argument("--manifests", nargs="+", required=True, metavar="PATH", help="to train on")
+    parser.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="a folder for each row, scores/")
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these are trained (default: all)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of training, for each row (default: %(default)s)")
+    parser.add_argument("--evaluate_manifests", nargs="+", metavar="PATH", help="default: those of --manifests")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # rows are ended in order, as after Ctrl-C
+    try:
+        ablations = Ablations(options)
+    except ValueError as error:
+        print(f"benchmarks.ablations: {error}", file=sys.stderr)
+        return 1
+    try:
+        errors = ablations.train()
+    except KeyboardInterrupt:
+        print("benchmarks.ablations: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    errors |= ablations.evaluate()
+    states = {name: last_state(ablations.folder(name)) for name in ablations.table.rows if ablations.is_finished(name)}
+    rows = {
+        name: {"steps": state.step, "train_minutes": round(state.train_seconds / 60, 2)}
+        for name, state in states.items()
+    }
+    facts = {"benchmark": "ablations", "minutes": options.minutes, "rows": rows, "errors": errors}
+    print(json.dumps(facts | {"scores": ablations.scores()}))
+    return 1 if errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""Discriminative peers, trained by the same script and scored as baselines, and the table that they are rows of."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import train_accelerate
+from benchmarks import ablations
+from data_mss.teachers import load_teacher
+from evaluation_mss.baselines import load_baseline
+from evaluation_mss.songs import EvaluationSong
+from modeling_mss import MssConfig
+from tests.tiny import small_corpus, tiny_codec, tiny_training_config
+from training_mss.configuration import load_config
+from training_mss.peer_step import PeerStage
+from training_mss.run_state import RunState, last_state
+
+ROOT = Path(__file__).resolve().parents[1]
+PAPER = str(ROOT / "configs" / "paper.yaml")  # has no peer
+STEMS = ["vocals", "drums", "bass", "other"]
+PACKAGES = {"bs_roformer": "bs_roformer", "htdemucs": "demucs"}  # by architecture
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_cpu():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return small_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    return tiny_training_config(tmp_path_factory.mktemp("config"))
+
+
+def arguments(config: Path, corpus: Path, output_dir: Path, architecture: str, *more: str) -> list[str]:
+    settings = ["--stage", "peer", "--config", str(config), "--manifests", str(corpus), "--output_dir", str(output_dir)]
+    often = ["--logging_steps", "1", "--validation_steps", "4", "--num_workers", "0"]
+    fields = [f"peer.model.architecture={architecture}", "peer.optimizer.learning_rate=5e-3", "peer.crops.crop_s=0.48"]
+    return [*settings, *often, "--set", *fields, *more]
+
+
+def read_log(output_dir: Path, part: str) -> list[float]:
+    """Values of `part` by step."""
+    records = [json.loads(line) for line in (output_dir / "log.jsonl").read_text().splitlines()]
+    return [record[part] for record in records if part in record]
+
+
+def files_of(architecture: str, final: Path) -> list[str]:
+    names = ["htdemucs.safetensors"] if architecture == "htdemucs" else ["bs_roformer.ckpt", "bs_roformer.yaml"]
+    return [str(final / name) for name in names]
+
+
+@pytest.mark.parametrize("architecture", list(PACKAGES))
+def test_a_peer_learns_and_resumes_exactly_and_is_a_baseline(tmp_path, config, corpus, architecture):
+    pytest.importorskip(PACKAGES[architecture])
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert train_accelerate.main(arguments(config, corpus, whole, architecture, "peer.max_steps=4")) == 0
+    for steps in (2, 4):
+        more = [f"peer.max_steps={steps}", "peer.generated_crops=0", "--resume"]
+        assert train_accelerate.main(arguments(config, corpus, stopped, architecture, *more)) == 0
+    losses = read_log(whole, "train/loss")
+    assert min(losses[-2:]) < losses[0] and losses == read_log(stopped, "train/loss")
+    assert last_state(whole).step == 4 and last_state(whole).train_seconds > 0
+    for score in ("validation/loss", "validation/usdr", "validation/si_sdr/vocals"):
+        assert read_log(whole, score) == read_log(stopped, score)[-1:]
+    assert "CC0-1.0" in (whole / "final" / "README.md").read_text()
+    assert list(whole.rglob("vocals_estimate.wav"))
+
+    system = load_baseline(architecture, *files_of(architecture, whole / "final"), device="cpu")
+    assert system.name == architecture
+    references = 0.1 * torch.randn(4, 2, 44100)
+    song = EvaluationSong("song", "song", 44100, references, references.sum(dim=0), STEMS)  # stereo, another rate
+    estimates = system.separate(song)
+    assert list(estimates) == STEMS
+    assert all(estimate.shape == (2, 44100) and estimate.abs().max() > 1e-4 for estimate in estimates.values())
+
+
+@pytest.mark.parametrize("architecture", list(PACKAGES))
+def test_what_is_exported_is_the_network(tmp_path, config, architecture):
+    pytest.importorskip(PACKAGES[architecture])
+    stage = PeerStage(load_config(config, [f"peer.model.architecture={architecture}"]))
+    stage.export(tmp_path)
+    checkpoint, *config_file = files_of(architecture, tmp_path)
+    teacher = load_teacher(architecture, checkpoint=checkpoint, config=next(iter(config_file), None), device="cpu")
+    assert teacher.sampling_rate == 48000 and teacher.model.audio_channels == 1
+    ours, theirs = stage.model.state_dict(), teacher.model.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    mixture = torch.randn(1, stage.num_samples)
+    stage.model.eval()
+    with torch.no_grad():  # HTDemucs hears as long a segment as in training: nothing is cut or filled up
+        torch.testing.assert_close(teacher.model(mixture[None]).sum(), stage.model(mixture[None]).sum())
+
+
+def test_wrong_usage_says_what_to_do(tmp_path, config, corpus, capsys, monkeypatch):
+    def fails(architecture: str, *more: str) -> str:
+        assert train_accelerate.main(arguments(config, corpus, tmp_path, architecture, *more)) == 1
+        return capsys.readouterr().err
+
+    assert "'bs_roformer' or 'htdemucs'" in fails("spleeter")
+    assert "must leave out ['stereo']" in fails("bs_roformer", "peer.model.bs_roformer.stereo=true")
+    assert "must say ['dim']" in fails("bs_roformer", "peer.model.bs_roformer={depth: 2}", "--config", PAPER)
+    assert "Use 'device'" in fails("htdemucs", "peer.crops.input=bank")
+    assert "['chanels']" in fails("htdemucs", "peer.model.htdemucs.chanels=4")
+    for architecture, package in PACKAGES.items():
+        monkeypatch.setitem(sys.modules, f"{package}.{architecture}", None)  # not there
+        named = "pip install demucs" if package == "demucs" else "pip install BS-RoFormer"
+        assert named in fails(architecture)
+
+
+def test_the_shipped_tables_have_rows_that_can_be_built():
+    """Every row of both tables: its configuration loads, its model has about as many weights as the others."""
+    for name in ("ablations.yaml", "ablations_demo.yaml"):
+        options = ["--config", str(ROOT / "configs" / name), "--codec", "codec", "--manifests", "songs"]
+        table = ablations.Ablations(ablations.parse_arguments([*options, "--output_dir", "nowhere"]))
+        assert list(table.facts)[:4] == ["main", "a1", "a2", "a3"] and len(table.facts) == 10
+        helps = {}
+        for row, facts in table.facts.items():
+            config = load_config(table.config, table.overrides(row))
+            if facts["stage"] == "peer":
+                pytest.importorskip(PACKAGES[config.peer.model.architecture])
+                assert config.peer.model.architecture == row
+                weights = sum(weight.numel() for weight in PeerStage(config).model.parameters())
+                assert weights == pytest.approx(22e6 if name == "ablations.yaml" else 5e6, rel=0.1)
+            else:
+                model = MssConfig(**config.separator.model, codec_config={"num_codebooks": 8})
+                helps[row] = [model.prefix_stride, model.aligned_conditioning, model.track_embeddings]
+                helps[row] += [model.code_embedding, model.conditional_encoder, model.track_generation]
+        on = [2, True, True, "codebook", "conformer", "sequential"]
+        differ = {row: [place for place in range(6) if values[place] != on[place]] for row, values in helps.items()}
+        singles = ["no_prefix_stride", "no_aligned_conditioning", "no_track_embeddings", "no_code_embedding"]
+        expected = {"main": [], "a1": [4], "a2": [], "a3": [2, 5], **{row: [i] for i, row in enumerate(singles)}}
+        assert differ == expected
+
+
+def table_arguments(folder: Path, corpus: Path, config: Path, rows: dict, **fields) -> list[str]:
+    table = {"config": str(config), "rows": rows, "train": ["--num_workers", "0"], **fields}
+    (folder / "table.yaml").write_text(yaml.safe_dump(table))
+    settings = ["--config", str(folder / "table.yaml"), "--codec", str(folder / "codec"), "--manifests", str(corpus)]
+    return [*settings, "--output_dir", str(folder / "out")]
+
+
+def test_two_rows_are_trained_and_scored_in_one_table(tmp_path, config, corpus, capsys):
+    pytest.importorskip("demucs")
+    tiny_codec().save_pretrained(tmp_path / "codec")
+    few = {"max_steps": 2, "generated_crops": 0}
+    rows = {"main": {}, "htdemucs": {"stage": "peer", "changes": {"peer": {"model": {"architecture": "htdemucs"}}}}}
+    evaluate = ["--split", "validation", "--metrics", "usdr", "--excerpt_s", "1", "--outputs", "filtered"]
+    shared = {"separator": few, "peer": {**few, "optimizer": {"learning_rate": 1e-5}}}
+    settings = table_arguments(tmp_path, corpus, config, rows, shared=shared, evaluate=evaluate)
+    assert ablations.main(settings) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {name: row["steps"] for name, row in result["rows"].items()} == {"main": 2, "htdemucs": 2}
+    assert {name: list(scores) for name, scores in result["scores"].items()} == {
+        "htdemucs": ["usdr"],
+        "main filtered": ["usdr"],
+    }
+
+
+FAKE_TRAINING = """
+import os, sys
+from pathlib import Path
+folder = Path(sys.argv[sys.argv.index("--output_dir") + 1])
+if folder.name == "bad":
+    sys.exit("out of memory")
+(folder / "final").mkdir(exist_ok=True)
+(folder / "final" / "README.md").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "-") + " " + " ".join(sys.argv))
+"""
+
+
+@pytest.fixture
+def calls(tmp_path, monkeypatch) -> list[list[str]]:
+    """What is asked of `mss-lm`, while neither training nor scoring takes place."""
+    (tmp_path / "fake.py").write_text(FAKE_TRAINING)
+    monkeypatch.setattr(ablations, "SCRIPT", tmp_path / "fake.py")
+    called = []
+    monkeypatch.setattr(ablations, "mss_lm", lambda arguments: called.append(arguments) or 0)
+    return called
+
+
+def test_rows_share_the_gpus_and_a_bad_one_does_not_stop_the_others(
+    tmp_path, config, corpus, calls, capsys, monkeypatch
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    rows = {name: {"changes": {"separator": {"max_steps": 7}}} for name in ("bad", "one", "two")}
+    settings = table_arguments(tmp_path, corpus, config, rows, evaluate=["--codec_roundtrip"])
+    assert ablations.main(settings) == 1
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["errors"] == {"bad": "out of memory"} and list(result["rows"]) == ["one", "two"]
+    notes = [(tmp_path / "out" / name / "final" / "README.md").read_text() for name in ("one", "two")]
+    assert {note.split()[0] for note in notes} <= {"2", "5"}
+    assert "--max_train_minutes 10 --set separator={max_steps: 7} --codec" in notes[0]
+    models = [f"{name}={tmp_path}/out/{name}/final" for name in ("one", "two")]
+    assert " ".join(calls[0]).endswith(f"--codec {tmp_path}/codec --model {' '.join(models)} --codec_roundtrip")
+
+    (tmp_path / "out" / "two" / "final" / "README.md").unlink()
+    assert ablations.main([*settings, "--rows", "one", "two"]) == 0  # alone, and scored beside what is there
+    assert "one: is there already" in capsys.readouterr().out
+    assert len(calls) == 2 and calls[0] == calls[1]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    assert ablations.devices() == [None]
+
+
+def test_rows_that_are_not_equal_are_refused(tmp_path, config, corpus, calls, capsys):
+    settings = table_arguments(tmp_path, corpus, config, {"one": {}})
+
+    def fails(*more: str) -> str:
+        assert ablations.main([*settings, *more]) == 1
+        return capsys.readouterr().err
+
+    assert "Unknown rows ['a4']" in fails("--rows", "a4")
+    assert ablations.main(settings) == 0
+    assert "was trained with another minutes" in fails("--minutes", "20")
+    table_arguments(tmp_path, corpus, config, {"one": {"changes": {"separator": {"ema_decay": 0.5}}}})
+    assert "was trained with another config" in fails()
+    table_arguments(tmp_path, corpus, config, {"one": {"changes": {"separator": {"ema": 0.5}}}})
+    assert "Unknown ['ema']" in fails()
+    table_arguments(tmp_path, corpus, config, {"one": {"stage": "codec"}})
+    assert "'separator' or 'peer'" in fails()
+
+
+def test_a_row_that_was_stopped_has_what_is_left_of_its_minutes(tmp_path, config, corpus, calls, monkeypatch):
+    monkeypatch.setattr(ablations, "last_state", lambda folder: RunState(step=3, train_seconds=90))
+    assert ablations.main(table_arguments(tmp_path, corpus, config, {"one": {}})) == 0
+    assert "--resume --max_train_minutes 8.5" in (tmp_path / "out" / "one" / "final" / "README.md").read_text()
