@@ -26,12 +26,14 @@ def main(arguments: list[str] | None = None) -> int:
         )
         module.add_arguments(subparser)
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         return COMMANDS[options.subcommand].run(options)
     except KeyboardInterrupt:
         print("mss-lm: interrupted", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _interrupt(signal_number, frame):
