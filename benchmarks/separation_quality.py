@@ -123,21 +123,22 @@ def measure_model(path: str, excerpts: list[torch.Tensor]):
     model, processor = MssForConditionalGeneration.from_pretrained(path), MssProcessor.from_pretrained(path)
     separate = AudioSourceSeparationPipeline(model=model, processor=processor)
     scores = Scores()
+    chosen = {"expected": False}
     draws = {"do_sample": True, "top_p": 0.9, "seed": 0}
-    mean = {"seed": 0, "expected": True, "num_candidates": 4}
+    mean = {"seed": 0, "num_candidates": 4}
     methods = {
         "generated, greedy": {"output": "generated"},
         "generated, one draw": {"output": "generated", **draws},
         "generated, best of 4": {"output": "generated", "num_candidates": 4, "seed": 0},
         "generated, best of 16": {"output": "generated", "num_candidates": 16, "seed": 0, "batch_size": 2},
-        "greedy": {},
-        "greedy, expected": {"expected": True},
-        "one draw": draws,
-        "one draw, expected": {"expected": True, **draws},
-        "best of 4": {"num_candidates": 4, "seed": 0, "combine": "best"},
-        "best of 16": {"num_candidates": 16, "seed": 0, "combine": "best", "batch_size": 2},
-        "mean of 4": {"num_candidates": 4, "seed": 0},
-        "mean of 16": {"num_candidates": 16, "seed": 0, "batch_size": 2},
+        "greedy": chosen,
+        "greedy, expected": {},
+        "one draw": {**draws, **chosen},
+        "one draw, expected": draws,
+        "best of 4": {**mean, **chosen, "combine": "best"},
+        "best of 16": {**mean, **chosen, "num_candidates": 16, "combine": "best", "batch_size": 2},
+        "mean of 4": {**mean, **chosen},
+        "mean of 16": {**mean, **chosen, "num_candidates": 16, "batch_size": 2},
         "mean of 4, expected": mean,
         "mean of 16, expected": {**mean, "num_candidates": 16, "batch_size": 2},
         "mean of 4, expected, EM 1": {**mean, "filter_iterations": 1},

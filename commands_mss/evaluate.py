@@ -220,7 +220,7 @@ def load_models(options: argparse.Namespace) -> list:
     from processing_mss import SeparationOptions
 
     asked = {name: value for name, value in vars(options).items() if name in SeparationOptions.__dataclass_fields__}
-    of_filter = {"expected": False, "filter_iterations": 0}  # what `generated` has instead
+    of_filter = {"expected": None, "filter_iterations": 0}  # what `generated` has instead
     of_filter["combine"] = None if options.combine == "mean" else options.combine
     systems = []
     for given in options.model:

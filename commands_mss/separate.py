@@ -100,7 +100,11 @@ def add_quality_arguments(parser: argparse.ArgumentParser):
     group.add_argument("--top_p", type=float, help="with --do_sample: draw among those that make up this probability")
     group.add_argument("--seed", type=int, help="with --do_sample: repeatable draws")
     group.add_argument("--num_codebooks", type=int, help="decode the first layers of codes only (default: all)")
-    group.add_argument("--expected", action="store_true", help="filter by averages of what the model holds possible")
+    group.add_argument(
+        "--expected",
+        action=argparse.BooleanOptionalAction,
+        help="filter by averages of what the model holds possible (default: yes, unless --num_codebooks is given)",
+    )
     group.add_argument(
         "--filter_iterations",
         type=int,

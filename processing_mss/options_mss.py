@@ -26,7 +26,7 @@ class SeparationOptions:
     top_p: float | None = None
     seed: int | None = None
     num_codebooks: int | None = None
-    expected: bool = False
+    expected: bool | None = None
     filter_iterations: int = 0
     clip_mode: str = "none"
     progress_callback: Callable[[int, int], None] | None = None
@@ -61,6 +61,11 @@ class SeparationOptions:
             raise ValueError(
                 f"num_candidates={self.num_candidates} needs draws that differ: leave `do_sample` out or set it True."
             )
+
+    @property
+    def uses_averages(self) -> bool:
+        """Whether the filter goes by averages of codebook vectors: unless it is told otherwise, with all codebooks."""
+        return self.output == "filtered" and self.num_codebooks is None if self.expected is None else self.expected
 
     @property
     def keeps_best(self) -> bool:

@@ -72,8 +72,8 @@ class AudioSourceSeparationPipeline(Pipeline):
             do_sample, temperature, top_k, top_p: see the model's `generate`.
             seed (`int`): repeatable draws; a window's depend on its place in the song, not on `batch_size`.
             num_codebooks (`int`): decode the first layers of codes only.
-            expected (`bool`): let the filter use the average of what the model holds possible, in place of what it
-                chose. For `"filtered"` only, with all codebooks.
+            expected (`bool`, *optional*): let the filter use the average of what the model holds possible, in place of
+                what it chose. For `"filtered"` only, with all codebooks; True there, if not given.
             filter_iterations (`int`): steps of expectation maximisation, which refines filtered stems by where they
                 stand in the stereo image; for one or two channels.
             clip_mode (`str`): `"none"` leaves samples beyond full scale as they are, `"rescale"` makes the whole song

@@ -106,7 +106,7 @@ class WindowSeparator:
             **inputs,
             stems=self.stems,
             seed=self._seeds(range(first, first + len(batch))),
-            output_latents=self.options.expected,
+            output_latents=self.options.uses_averages,
             step_callback=on_step,
             **self.sampling,
         )
@@ -121,7 +121,7 @@ class WindowSeparator:
 
     def _decode(self, generated) -> torch.Tensor:
         """What `generate` returned -> waveforms `(rows, S, T)`."""
-        if not self.options.expected:
+        if not self.options.uses_averages:
             return self.processor.batch_decode(generated, self.model.codec, self.options.num_codebooks)
         latents = generated.acoustic_latents.flatten(0, 1), generated.semantic_latents.flatten(0, 1)
         return self.model.codec.decode_latents(*latents).audio_values.unflatten(0, generated.codes.shape[:2])
