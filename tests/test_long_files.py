@@ -1,5 +1,7 @@
 """Songs of any length: the same stems as in one piece, in memory that does not grow."""
 
+import ctypes
+import platform
 import weakref
 from pathlib import Path
 
@@ -93,10 +95,12 @@ def test_only_windows_near_the_current_block_are_kept(pipe, tmp_path, echo, outp
 
 
 def resident_mb() -> float:
+    """What the process uses; what the allocator only keeps for later is given back first."""
+    ctypes.CDLL(None).malloc_trim(0)
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from Linux' /proc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="resident memory is read as Linux with glibc has it")
 @pytest.mark.parametrize("output", ["filtered", "generated"])
 def test_memory_does_not_grow_with_the_song(pipe, tmp_path, echo, output):
     song = write_song(tmp_path / "song.wav", 120)
@@ -105,7 +109,7 @@ def test_memory_does_not_grow_with_the_song(pipe, tmp_path, echo, output):
     resident = [resident_mb() for _ in pipe.stream(tmp_path / "song.wav", output=output, batch_size=4)]
     quarter = len(resident) // 4
     growth = max(resident[-quarter:]) - max(resident[:quarter])
-    assert growth < stems_mb / 10  # all stems are 161 MB (generated: mono, 81 MB); what was measured is below 5
+    assert growth < stems_mb / 20  # all stems are 161 MB (generated: mono, 81 MB); what was measured is 1
 
 
 def test_a_buffer_forgets_what_was_read_and_says_so():
