@@ -84,16 +84,25 @@ class BSRoformerTeacher:
         return separate_in_chunks(separate_chunks, waveform, self.chunk, self.overlap, self.batch_size, self.device)
 
 
+def read_yaml_with_tuples(path: str):
+    """What a YAML file says; `!!python/tuple` is understood, any other tag that would run code is refused.
+
+    Raises:
+        ValueError: no YAML, or such a tag.
+    """
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_TupleLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML that can be read safely: {error}") from error
+
+
 def read_msst_config(path: str) -> dict:
-    """Sections of a YAML file; `!!python/tuple` is understood, any other tag that would run code is refused.
+    """Sections of a YAML file beside a checkpoint of BS-RoFormer.
 
     Raises:
         ValueError: no YAML of this kind.
     """
-    try:
-        settings = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_TupleLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML that can be read safely: {error}") from error
+    settings = read_yaml_with_tuples(path)
     if not isinstance(settings, dict) or not {"model", "audio"} <= settings.keys():
         raise ValueError(f"{path} needs sections `model` and `audio`, as the YAML files beside published checkpoints.")
     if "chunk_size" not in settings["audio"] and "chunk_size" not in (settings.get("inference") or {}):

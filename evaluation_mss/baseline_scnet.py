@@ -16,9 +16,9 @@ import types
 from pathlib import Path
 
 import torch
-import yaml
 
 from data_mss.chunked_separation import separate_in_chunks, separate_with_channels
+from data_mss.teacher_bs_roformer import read_yaml_with_tuples
 
 PLACES = ("scnet/SCNet.py", "models/scnet/scnet.py")  # of the network in a clone
 AUTHORS_CHUNK_S = 20  # of the authors' inference, with half of it overlapping; MSST's YAML says its own
@@ -85,23 +85,13 @@ class SCNetTeacher:
         return estimates * deviation + mean
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without code, but with the tuples of MSST's files."""
-
-
-_Loader.add_constructor("tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(loader.construct_sequence(node)))
-
-
 def read_config(path: str) -> dict:
     """Sections of a YAML file.
 
     Raises:
         ValueError: no YAML of this kind.
     """
-    try:
-        settings = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML that can be read safely: {error}") from error
+    settings = read_yaml_with_tuples(path)
     if not isinstance(settings, dict) or not isinstance(settings.get("model"), dict):
         raise ValueError(f"{path} needs a section `model`, as the YAML files of SCNet have.")
     audio, inference = settings.get("audio"), settings.get("inference") or {}
