@@ -104,15 +104,17 @@ def mel_heights(hertz: list[float], sampling_rate: int) -> np.ndarray:
     return mels[:-1] / mels[-1]
 
 
-def new_figure(num_rows: int, num_columns: int, inches: tuple[float, float]) -> tuple["Figure", np.ndarray]:
-    """A figure, and its axes `(num_rows, num_columns)` with common ticks; no window, no global state."""
+def new_figure(
+    num_rows: int, num_columns: int, inches: tuple[float, float], share_x: bool = True
+) -> tuple["Figure", np.ndarray]:
+    """A figure, and its axes `(num_rows, num_columns)`, with common ticks in x or not; no window, no global state."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('Drawing needs matplotlib (pip install "mss-lm[eval]").') from error
     figure = Figure(figsize=inches, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.05)  # inches
-    return figure, figure.subplots(num_rows, num_columns, sharex=True, squeeze=False)
+    return figure, figure.subplots(num_rows, num_columns, sharex=share_x, squeeze=False)
 
 
 def save_png(figure: "Figure", path: str | os.PathLike, dpi: int = 110) -> None:

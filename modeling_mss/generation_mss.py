@@ -6,16 +6,20 @@ noise and latents stay on the device, and the host never waits for a result insi
 """
 
 import copy
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import Cache, GenerationConfig, GenerationMixin
+from transformers import Cache, GenerationConfig, GenerationMixin, LlamaModel
 from transformers.cache_utils import StaticLayer
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.utils import ModelOutput
 
 MASK_32 = 0xFFFFFFFF
+
+# transformers 5.24 has a new name for the argument, and 5.40 will no longer know the old one.
+CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
 
 
 @dataclass
@@ -150,8 +154,13 @@ class PreallocatedLayer(StaticLayer):
         super().__init__(max_cache_len)
         self.filled = 0
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append `(B, heads, T, head size)` of both; views of all that is filled."""
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append `(B, heads, T, head size)` of both; views of all that is filled.
+
+        What attention layers pass besides differs between versions of transformers and is for other kinds of caches.
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, self.filled = self.filled, self.filled + key_states.shape[-2]
@@ -213,7 +222,7 @@ class MssGenerationMixin(GenerationMixin):
         """Read `<mix>` and the mixture `(B, P, H)` into the cache."""
         embeds = self.prefix_embeds(prefix)
         position_ids = torch.arange(embeds.shape[1], device=prefix.device)[None]
-        self.decoder(inputs_embeds=embeds, position_ids=position_ids, past_key_values=cache, use_cache=True)
+        self.decoder(inputs_embeds=embeds, position_ids=position_ids, use_cache=True, **{CACHE: cache})
 
     def decode_one_token(
         self,
@@ -235,8 +244,8 @@ class MssGenerationMixin(GenerationMixin):
         hidden_states = self.decoder(
             inputs_embeds=(inputs + position_embeds)[:, None],
             position_ids=position,
-            past_key_values=cache,
             use_cache=True,
+            **{CACHE: cache},
         ).last_hidden_state[:, -1]
         return self.code_logits(hidden_states, path)[..., : self.config.codebook_size]
 

@@ -133,7 +133,8 @@ def test_the_shipped_tables_have_rows_that_can_be_built():
                 weights = sum(weight.numel() for weight in PeerStage(config).model.parameters())
                 assert weights == pytest.approx(22e6 if name == "ablations.yaml" else 5e6, rel=0.1)
             else:
-                model = MssConfig(**config.separator.model, codec_config={"num_codebooks": 8})
+                codec = {"num_codebooks": config.codec.model["num_codebooks"]}
+                model = MssConfig(**config.separator.model, codec_config=codec)
                 helps[row] = [model.prefix_stride, model.aligned_conditioning, model.track_embeddings]
                 helps[row] += [model.code_embedding, model.conditional_encoder, model.track_generation]
         on = [2, True, True, "codebook", "conformer", "sequential"]

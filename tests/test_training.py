@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import train_accelerate
 from modeling_mss import HCodecConfig, HCodecModel, MssConfig, MssForConditionalGeneration
@@ -69,7 +70,7 @@ def losses(record: dict) -> dict:
     return {name: value for name, value in record.items() if name.removeprefix("train/").split("/")[0] in names}
 
 
-def start_training(arguments: list[str], processes: int) -> list[subprocess.Popen]:
+def start_training(arguments: list[str], processes: int, **environment: str) -> list[subprocess.Popen]:
     """The script in other processes, which find each other as those of a launcher do."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -83,7 +84,7 @@ def start_training(arguments: list[str], processes: int) -> list[subprocess.Pope
         running.append(
             subprocess.Popen(
                 [sys.executable, "-c", code, *arguments],
-                env={**ENVIRONMENT, **(place if processes > 1 else {})},
+                env={**ENVIRONMENT, **(place if processes > 1 else {}), **environment},
                 cwd=ROOT,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -93,9 +94,9 @@ def start_training(arguments: list[str], processes: int) -> list[subprocess.Pope
     return running
 
 
-def run_training(arguments: list[str], processes: int) -> None:
+def run_training(arguments: list[str], processes: int, **environment: str) -> None:
     """The same, until it is done."""
-    running = start_training(arguments, processes)
+    running = start_training(arguments, processes, **environment)
     try:
         for process in running:
             _, errors = process.communicate(timeout=120)
@@ -136,6 +137,29 @@ def test_three_stages_on_two_processes_equal_one_process_with_twice_the_batch(tm
     codec = HCodecModel.from_pretrained(tmp_path / "one" / "codec" / "final")
     assert torch.equal(model.codec.acoustic_quantizer.codebooks, codec.acoustic_quantizer.codebooks)
     assert not model.config.untrained
+
+
+def test_compiled_and_in_bf16_a_run_leaves_what_any_run_leaves(tmp_path, config, corpus, codec_dir):
+    """Backend "eager" traces the model as "inductor" does, without its minute of compiling."""
+    logs, states = [], []
+    for name, precision, backend in (("plain", "no", "no"), ("fast", "bf16", "eager")):
+        more = ["--codec", codec_dir, "--set", f"separator.mixed_precision={precision}"]
+        run_training(
+            arguments("separator", config, corpus, tmp_path / name, *more), 1, ACCELERATE_DYNAMO_BACKEND=backend
+        )
+        logs.append(losses(read_log(tmp_path / name)[4]))
+        states.append(load_file(tmp_path / name / "checkpoints" / "step-00000004" / "separator.safetensors"))
+        MssForConditionalGeneration.from_pretrained(tmp_path / name / "final")
+    assert logs[0] == pytest.approx(logs[1], rel=2e-2)  # bf16 has 8 bits
+    assert logs[0] != logs[1]
+    shapes = [{name: value.shape for name, value in state.items()} for state in states]
+    assert shapes[0] == shapes[1]
+
+
+def test_the_codec_is_not_trained_in_bf16_on_cpus(tmp_path, config, corpus):
+    more = ["--hubert", str(tmp_path), "--set", "codec.mixed_precision=bf16"]
+    with pytest.raises(AssertionError, match=r"codec\.mixed_precision=no"):
+        run_training(arguments("codec", config, corpus, tmp_path / "run", *more), 1)
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from torch.nn import functional
 from transformers import HubertModel
@@ -16,7 +15,7 @@ from .codec_losses import filter_mixture, ratio_mask_loss, spectral_losses, usdr
 from .configuration import OptimizerConfig, TrainingConfig
 from .discriminators import CodecDiscriminator, adversarial_loss, discriminator_loss, feature_matching_loss
 from .scores import si_sdr
-from .stage import Stage, StepLoss
+from .stage import Stage, StepLoss, unwrapped
 
 CODEC, DISCRIMINATOR = "codec", "discriminator"
 PATHS = ("acoustic", "semantic")
@@ -64,7 +63,7 @@ class CodecStage(Stage):
     @property
     def codec(self) -> HCodecModel:
         """The player in its plain form."""
-        return extract_model_from_parallel(self.players[CODEC])
+        return unwrapped(self.players[CODEC])
 
     def step(self, batch: dict, step: int) -> Iterator[StepLoss]:
         clips = batch["stems"].flatten(0, 1)  # (N, T), N = B S
@@ -125,7 +124,7 @@ class CodecStage(Stage):
     def _adversarial_losses(self, clips: torch.Tensor, estimates: torch.Tensor) -> dict[str, torch.Tensor]:
         weights = self.config.losses
         # Unwrapped: this pass trains the codec only, and must not set off the exchange of discriminator gradients.
-        with _without_gradients(extract_model_from_parallel(self.players[DISCRIMINATOR])) as discriminator:
+        with _without_gradients(unwrapped(self.players[DISCRIMINATOR])) as discriminator:
             fake = discriminator(estimates)
             losses = {}
             if weights.adversarial:

@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterator
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from torch.nn import functional
 from transformers import HubertConfig, HubertModel
@@ -23,7 +22,7 @@ from modeling_mss.quantization_hcodec import kmeans, nearest_rows, process_rank_
 from processing_mss.feature_extraction_mss import log_mel_spectrogram
 
 from .configuration import HubertStageConfig, TrainingConfig
-from .stage import Stage, StepLoss
+from .stage import Stage, StepLoss, unwrapped
 
 PLAYER = "hubert"
 SAMPLING_RATE = 16000
@@ -181,7 +180,7 @@ class HubertStage(Stage):
     @property
     def model(self) -> HubertPretraining:
         """The player in its plain form."""
-        return extract_model_from_parallel(self.players[PLAYER])
+        return unwrapped(self.players[PLAYER])
 
     def prepare_step(self, batch: dict, step: int) -> None:
         """Make targets from the first batch, and new ones from the first batch at or after `relabel_step`."""

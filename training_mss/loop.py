@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import DistributedType, extract_model_from_parallel, send_to_device
+from accelerate.utils import DistributedType, send_to_device
 from tqdm.auto import tqdm
 
 from .inputs import TrainingCrops, seed_of
 from .optimization import WeightAverage, build_optimizer, learning_rate_factor, trainable
 from .reporting import RunLog
 from .run_state import RunState, checkpoint_folders, keep_frozen_weights_out, save_checkpoint
-from .stage import Stage
+from .stage import Stage, unwrapped
 from .throughput import device_peak_flops
 
 logger = get_logger(__name__)
@@ -77,7 +77,7 @@ class Training:
             prepared = accelerator.prepare(player, optimizer, scheduler)
             stage.players[name], self.optimizers[name], self.schedulers[name] = prepared
         decay = self.config.ema_decay
-        self.plain = {name: extract_model_from_parallel(player) for name, player in stage.players.items()}
+        self.plain = {name: unwrapped(player) for name, player in stage.players.items()}
         self.averages = {name: WeightAverage(player, decay) for name, player in self.plain.items() if decay}
         accelerator.register_for_checkpointing(self.state, *self.averages.values())
         if accelerator.distributed_type != DistributedType.FSDP:

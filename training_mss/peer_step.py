@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from accelerate.utils import extract_model_from_parallel
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
@@ -25,7 +24,7 @@ from data_mss.teacher_bs_roformer import build_bs_roformer
 from .codec_losses import usdr
 from .configuration import PeerStageConfig, TrainingConfig
 from .scores import si_sdr
-from .stage import Stage, StepLoss
+from .stage import Stage, StepLoss, unwrapped
 
 PLAYER = "peer"
 SAMPLING_RATE = 48000
@@ -67,7 +66,7 @@ class PeerStage(Stage):
     @property
     def model(self) -> nn.Module:
         """The player in its plain form."""
-        return extract_model_from_parallel(self.players[PLAYER])
+        return unwrapped(self.players[PLAYER])
 
     def losses(self, model: nn.Module, batch: dict) -> dict[str, torch.Tensor]:
         """Scalars, "loss" first: what is sent back."""

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import extract_model_from_parallel
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from .stage import unwrapped
 
 CHECKPOINT_PREFIX = "step-"
 
@@ -88,14 +89,14 @@ def keep_frozen_weights_out(accelerator: Accelerator, players: dict[str, nn.Modu
     def save(models, weights, folder):
         if accelerator.is_main_process:
             for name, player in players.items():
-                plain = extract_model_from_parallel(player)
+                plain = unwrapped(player)
                 state = {key: value.contiguous() for key, value in learned_weights(plain, frozen).items()}
                 save_file(state, Path(folder) / f"{name}.safetensors")
         weights.clear()
 
     def load(models, folder):
         for name, player in players.items():
-            load_learned_weights(extract_model_from_parallel(player), Path(folder) / f"{name}.safetensors", frozen)
+            load_learned_weights(unwrapped(player), Path(folder) / f"{name}.safetensors", frozen)
         models.clear()
 
     accelerator.register_save_state_pre_hook(save)

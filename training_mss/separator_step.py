@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 
 from modeling_mss import HCodecModel, MssConfig, MssForConditionalGeneration
 from processing_mss import AudioSourceSeparationPipeline, MssFeatureExtractor, MssProcessor
@@ -17,7 +16,7 @@ from .codec_losses import filter_mixture
 from .configuration import TrainingConfig
 from .run_state import load_learned_weights
 from .scores import si_sdr
-from .stage import Stage, StepLoss
+from .stage import Stage, StepLoss, unwrapped
 from .throughput import training_flops
 
 PLAYER = "separator"
@@ -115,7 +114,7 @@ class SeparatorStage(Stage):
     @property
     def model(self) -> MssForConditionalGeneration:
         """The player in its plain form."""
-        return extract_model_from_parallel(self.players[PLAYER])
+        return unwrapped(self.players[PLAYER])
 
     @torch.no_grad()
     def tokenise(self, stems: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
 from .configuration import OptimizerConfig, StageConfig, TrainingConfig
@@ -26,6 +27,11 @@ class StepLoss:
     player: str
     loss: torch.Tensor
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def unwrapped(player: nn.Module) -> nn.Module:
+    """A player in its plain form, neither distributed nor compiled: its names of weights are those of every run."""
+    return extract_model_from_parallel(player, keep_torch_compile=False)
 
 
 class Stage(ABC):
