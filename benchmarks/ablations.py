@@ -1,13 +1,13 @@
 """Train and score a table of ablations and peers: equal data, equal wall-clock time, one command.
 
     python -m benchmarks.ablations --config configs/ablations.yaml --codec runs/codec/final --manifests data/packed \
-        --output_dir runs/ablations [--rows main a3] [--minutes 10] [--evaluate_manifests data/musdb18]
+        --output_dir runs/ablations [--rows main a3] [--minutes 10] [--jobs 2] [--evaluate_manifests data/musdb18]
 
 Every row is a run of train_accelerate.py in a folder of its own; one that was stopped goes on, for the minutes that it
 still has, and one whose final/ is there is skipped: remove its folder to train it again. With several GPUs, each works
-on a row at a time (CUDA_VISIBLE_DEVICES restricts them). Then all rows that are finished are scored by one
-`mss-lm evaluate`, into scores/. A row that fails is reported, and the others go on. Prints one JSON line at the end;
-the exit code is 1 if something failed.
+on a row at a time (CUDA_VISIBLE_DEVICES restricts them); on CPUs, --jobs rows at a time share the cores. Then all rows
+that are finished are scored by one `mss-lm evaluate`, into scores/. A row that fails is reported, and the others go on.
+Prints one JSON line at the end; the exit code is 1 if something failed.
 """
 
 import argparse
@@ -73,11 +73,13 @@ class Ablations:
     """The table and its folder.
 
     Raises:
-        ValueError: the file, a row's configuration or a name is wrong, or a row was trained otherwise before.
+        ValueError: the file, a row's configuration or a name is wrong, a row was trained otherwise before, or several
+            jobs are asked for on GPUs.
     """
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
+        self.devices = devices(options.jobs)
         self.table: Table = build(Table, read_with_bases(Path(options.config)))
         self.config = str(Path(options.config).parent / self.table.config)
         names = list(self.table.rows)
@@ -103,6 +105,7 @@ class Ablations:
         """All that a row's result depends on, as JSON gives it back."""
         config = load_config(self.config, self.overrides(name)).to_dict()
         facts = {"stage": self.table.rows[name].stage, "minutes": self.options.minutes, "codec": self.options.codec}
+        facts |= {"jobs": self.options.jobs}
         facts |= {"manifests": self.options.manifests, "train": self.table.train, "config": config}
         return json.loads(json.dumps(facts))
 
@@ -122,7 +125,7 @@ class Ablations:
         for name in self.chosen:
             if name not in waiting:
                 print(f"{name}: is there already", flush=True)
-        free, errors = devices(), {}
+        free, errors = list(self.devices), {}
         running: dict[str, tuple[subprocess.Popen, str | None]] = {}
         try:
             while waiting or running:
@@ -156,7 +159,9 @@ class Ablations:
         command += ["--max_train_minutes", f"{minutes:g}", "--set", *self.overrides(name)]
         command += ["--codec", options.codec] if row.stage == "separator" else []
         command += self.table.train
-        environment = os.environ if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device}
+        environment = dict(os.environ) if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device}
+        if options.jobs > 1:
+            environment["OMP_NUM_THREADS"] = str(max(len(os.sched_getaffinity(0)) // options.jobs, 1))
         with open(folder / "train.log", "a", encoding="utf-8") as log:
             print(f"$ {shlex.join(command)}", file=log, flush=True)
             # A session of its own: Ctrl-C comes from here, once (a second one would cost the checkpoint).
@@ -202,11 +207,17 @@ class Ablations:
         }
 
 
-def devices() -> list[str | None]:
-    """GPUs as CUDA_VISIBLE_DEVICES names them; None stands for the one that training finds by itself, or the CPU."""
+def devices(jobs: int) -> list[str | None]:
+    """GPUs as CUDA_VISIBLE_DEVICES names them; None stands for the one that training finds by itself, or the CPU.
+
+    Raises:
+        ValueError: several jobs, where there is a GPU.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
-    return names if len(names) > 1 else [None]
+    if jobs > 1 and names:
+        raise ValueError(f"--jobs {jobs} is for CPUs; each of the GPUs {names} has one row at a time.")
+    return names if len(names) > 1 else [None] * jobs
 
 
 def last_line(path: Path) -> str:
@@ -223,6 +234,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="a folder for each row, scores/")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these are trained (default: all)")
     parser.add_argument("--minutes", type=float, default=10.0, help="of training, for each row (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="rows at a time, on CPUs (default: %(default)s)")
     parser.add_argument("--evaluate_manifests", nargs="+", metavar="PATH", help="default: those of --manifests")
     return parser.parse_args(arguments)
 

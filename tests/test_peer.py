@@ -1,6 +1,7 @@
 """Discriminative peers, trained by the same script and scored as baselines, and the table that they are rows of."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -175,7 +176,8 @@ folder = Path(sys.argv[sys.argv.index("--output_dir") + 1])
 if folder.name == "bad":
     sys.exit("out of memory")
 (folder / "final").mkdir(exist_ok=True)
-(folder / "final" / "README.md").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "-") + " " + " ".join(sys.argv))
+places = [os.environ.get(name, "-") for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
+(folder / "final" / "README.md").write_text(" ".join([*places, *sys.argv]))
 """
 
 
@@ -209,7 +211,18 @@ def test_rows_share_the_gpus_and_a_bad_one_does_not_stop_the_others(
     assert "one: is there already" in capsys.readouterr().out
     assert len(calls) == 2 and calls[0] == calls[1]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
-    assert ablations.devices() == [None]
+    assert ablations.devices(jobs=1) == [None]
+    assert ablations.main([*settings, "--jobs", "2"]) == 1
+    assert "--jobs 2 is for CPUs" in capsys.readouterr().err
+
+
+def test_rows_share_the_cores_of_a_cpu(tmp_path, config, corpus, calls, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
+    rows = {"one": {}, "two": {}, "three": {}}
+    assert ablations.main([*table_arguments(tmp_path, corpus, config, rows), "--jobs", "2"]) == 0
+    notes = [(tmp_path / "out" / name / "final" / "README.md").read_text() for name in rows]
+    assert {note.split()[1] for note in notes} == {"3"}
 
 
 def test_rows_that_are_not_equal_are_refused(tmp_path, config, corpus, calls, capsys):
