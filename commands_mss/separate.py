@@ -80,9 +80,9 @@ def add_quality_arguments(parser: argparse.ArgumentParser):
     group.add_argument(
         "--num_candidates",
         type=int,
-        default=1,
         metavar="N",
-        help="draw N candidates of every window, N times the work; implies --do_sample (default: %(default)s)",
+        help="draw N candidates of every window, N times the work; implies --do_sample (default: as the model was "
+        "saved)",
     )
     group.add_argument(
         "--combine",

@@ -320,6 +320,7 @@ class MssGenerationMixin(GenerationMixin):
         if not stems or not set(stems) <= set(names):
             raise ValueError(f"`stems` must be some of {names}, got {stems}.")
         settings = copy.deepcopy(generation_config or self.generation_config)
+        settings.num_return_sequences = None  # a row has one result: the pipeline repeats rows
         chosen = {"do_sample": do_sample, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         settings.update(**{name: value for name, value in chosen.items() if value is not None})
         limits = [name for name, value in chosen.items() if value is not None and name != "do_sample"]

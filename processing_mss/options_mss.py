@@ -1,7 +1,7 @@
 """What a user may ask of a separation, checked before any work is done."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 OUTPUTS = ("filtered", "generated")
 CLIP_MODES = ("none", "rescale", "clamp")
@@ -18,7 +18,7 @@ class SeparationOptions:
     window_s: float | None = None
     overlap: float | None = None
     batch_size: int | None = None
-    num_candidates: int = 1
+    num_candidates: int | None = None
     combine: str | None = None
     do_sample: bool | None = None
     temperature: float | None = None
@@ -57,10 +57,20 @@ class SeparationOptions:
             )
         if self.expected and self.num_codebooks is not None:
             raise ValueError(f"`expected` averages all codebooks: leave num_codebooks={self.num_codebooks} out.")
-        if self.num_candidates > 1 and self.do_sample is False:
+        if (self.num_candidates or 1) > 1 and self.do_sample is False:
             raise ValueError(
                 f"num_candidates={self.num_candidates} needs draws that differ: leave `do_sample` out or set it True."
             )
+
+    def as_saved_with(self, generation_config) -> "SeparationOptions":
+        """With the number of candidates that the model was saved with (`num_return_sequences`), if none was asked for.
+
+        Greedy decoding, asked for or saved, has one.
+        """
+        if self.num_candidates is not None:
+            return self
+        greedy = self.do_sample is False or not generation_config.do_sample
+        return replace(self, num_candidates=1 if greedy else generation_config.num_return_sequences or 1)
 
     @property
     def uses_averages(self) -> bool:

@@ -64,8 +64,10 @@ class AudioSourceSeparationPipeline(Pipeline):
             window_s (`float`), overlap (`float`): window in seconds and share of it that is cross-faded.
             batch_size (`int`, *optional*): windows that are generated at once; if not given, as many as fit into a
                 GPU's free memory, 16 on CPUs. It is halved when memory runs out.
-            num_candidates (`int`): draw so many candidates of every window, which take as many times the memory.
-                Implies `do_sample` (with top_p=0.9, unless the call or the model limits draws in another way).
+            num_candidates (`int`, *optional*): draw so many candidates of every window, which take as many times the
+                memory; if not given, as many as the model was saved with (`num_return_sequences` of its
+                generation_config.json). Implies `do_sample` (with top_p=0.9, unless the call or the model limits draws
+                in another way).
             combine (`str`, *optional*): what is made of them: `"mean"`, the filter goes by their mean power (the
                 default of `"filtered"`, and only for it); `"best"`, the candidate is kept whose stems together explain
                 the mixture best (the default of `"generated"`); all stems are generated for that, also with `stems`.

@@ -49,6 +49,7 @@ def separate_song(song: Song, model, processor, options: SeparationOptions) -> S
         ValueError: options that contradict each other, the model or the song.
     """
     options.check(model.config)
+    options = options.as_saved_with(model.generation_config)
     if options.filter_iterations and song.num_channels > 2:
         raise ValueError(
             f"`filter_iterations` must be 0 for more than two channels, got {options.filter_iterations} for "

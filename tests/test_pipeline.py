@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from transformers import pipeline
+from transformers import GenerationConfig, pipeline
 
 import mss_lm  # noqa: F401
 from modeling_mss import MssConfig
@@ -252,6 +252,17 @@ def test_the_best_of_several_candidates_is_kept(pipe, monkeypatch):
     mean = pipe(song, **vocals)  # of powers, for which the other stems need not be known
     assert batches == [(8, None, 4), (8, None, 1)]
     assert np.abs(audio(mean) - audio(best)).max() > 1e-3
+
+
+def test_the_model_says_how_many_candidates_there_are_unless_the_call_does(pipe, monkeypatch):
+    song = {"array": noise(1, 50000), "sampling_rate": 48000}
+    greedy = audio(pipe(song, **SHORT))
+    saved = GenerationConfig(do_sample=True, top_p=0.5, num_return_sequences=3)
+    monkeypatch.setattr(pipe.model, "generation_config", saved)
+    three = audio(pipe(song, seed=0, **SHORT))
+    np.testing.assert_array_equal(three, audio(pipe(song, seed=0, num_candidates=3, **SHORT)))
+    assert np.abs(three - audio(pipe(song, seed=0, num_candidates=1, **SHORT))).max() > 1e-3
+    np.testing.assert_array_equal(greedy, audio(pipe(song, do_sample=False, **SHORT)))
 
 
 def test_candidates_are_ranked_by_what_they_explain(four_sounds):

@@ -186,8 +186,26 @@ class CodecStageConfig(StageConfig):
 
 
 @dataclass
+class GenerationDefaults:
+    """How the exported separator decodes unless it is told otherwise; fields of transformers' GenerationConfig.
+
+    Args:
+        do_sample: draw codes instead of taking the most likely ones; temperature, top_k and top_p limit the draws.
+        num_return_sequences: candidates of each window.
+    """
+
+    do_sample: bool = False
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    num_return_sequences: int = 1
+
+
+@dataclass
 class SeparatorStageConfig(StageConfig):
     """The language model over the frozen codec's codes."""
+
+    generation: GenerationDefaults = field(default_factory=GenerationDefaults)
 
 
 @dataclass

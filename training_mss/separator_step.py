@@ -1,12 +1,14 @@
 """Stage `separator`: the language model learns to write the codes of a frozen codec (section 3.2 of the paper)."""
 
 import copy
+import dataclasses
 import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
 import torch
+from transformers import GenerationConfig
 
 from modeling_mss import HCodecModel, MssConfig, MssForConditionalGeneration
 from processing_mss import AudioSourceSeparationPipeline, MssFeatureExtractor, MssProcessor
@@ -57,6 +59,7 @@ class SeparatorStage(Stage):
         if self.config.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.config.untrained = False
+        model.generation_config = GenerationConfig(**dataclasses.asdict(self.config.generation))
         self.players = {PLAYER: model}
         self.processor = _processor_of(model.config, self.config.crops.crop_s)
 
@@ -157,7 +160,7 @@ class SeparatorStage(Stage):
         inputs = self.model_inputs(batch)
         references, mixture = batch["stems"], batch["mixture"]
         true_codes = inputs.pop("audio_codes")
-        generated = self._decode(self.model.generate(**inputs))
+        generated = self._decode(self.model.generate(**inputs, do_sample=False))
         estimates = {
             "mixture": mixture[:, None].expand_as(references),
             "generated": generated,
