@@ -49,7 +49,7 @@ def main():
     systems = {
         "filtered": lambda clip: pipe(clip.numpy(), sampling_rate=RATE),
         "filtered_vocals": lambda clip: pipe(clip.numpy(), sampling_rate=RATE, stems=["vocals"]),
-        "filtered_mean_of_4": lambda clip: pipe(clip.numpy(), sampling_rate=RATE, num_candidates=4, seed=0),
+        "filtered_one_draw": lambda clip: pipe(clip.numpy(), sampling_rate=RATE, num_candidates=1),
         "generated": lambda clip: pipe(clip.numpy(), sampling_rate=RATE, output="generated"),
         "htdemucs": htdemucs.separate,
     }

@@ -14,7 +14,7 @@ from pathlib import Path
 from evaluation_mss.pictures import new_figure, save_png
 from training_mss.run_state import last_state
 
-SCORES = ["accuracy", "usdr_ratio_mask", "si_sdr_ratio_mask", "accuracy_first_layer", "si_sdr_expected"]
+SCORES = ["accuracy", "usdr_ratio_mask"]
 
 
 def read_log(run: Path) -> list[dict]:
@@ -43,7 +43,7 @@ def validation_curves(lines: list[dict], scores: list[str]) -> dict[str, list[tu
     for line in lines:
         for name, value in line.items():
             kind, _, score = name.partition("/")
-            if kind == "validation" and score.split("/")[0] in scores:
+            if kind == "validation" and score.split("/")[0] in scores and value is not None:
                 curves.setdefault(score, []).append((line["step"], value))
     return curves
 

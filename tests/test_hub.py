@@ -96,12 +96,6 @@ def test_with_the_package_no_flag_is_needed(model_dir):
     assert type(AutoFeatureExtractor.from_pretrained(model_dir)).__name__ == "MssFeatureExtractor"
 
 
-def test_there_is_a_default_and_it_says_that_it_is_untrained(caplog):
-    pipe = pipeline("audio-source-separation")
-    untrained = [record for record in caplog.records if "UNTRAINED" in record.getMessage()]
-    assert pipe.model.config.untrained == bool(untrained)
-
-
 def test_weights_of_half_the_size_are_computed_with_in_float32(model_dir, tmp_path):
     size = halve(model_dir, tmp_path / "half")
     assert size < 0.6 * (Path(model_dir) / "model.safetensors").stat().st_size

@@ -1,4 +1,4 @@
-"""The tiny models that tests, and the untrained checkpoint of the package, are built from."""
+"""The tiny models that tests are built from."""
 
 from pathlib import Path
 
