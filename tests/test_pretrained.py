@@ -30,7 +30,7 @@ def test_the_default_is_trained_and_an_untrained_model_says_so(separate, caplog)
 
 
 def test_it_expects_the_stems_of_a_song_and_listens_to_the_song(separate, song_path):
-    """Loss of the true stems' codes: 3 ln(1024) = 20.8 for a blind guess (weights 2 and 1); 14.7 and 15.6 were found."""
+    """Loss of the true stems' codes: 3 ln(1024) = 20.8 for a blind guess (weights 2, 1); found: 14.7, 15.6."""
     streams = {name: torch.from_numpy(waveform) for name, (waveform, _) in read_stem_file(song_path).items()}
     stems = torch.stack([streams[stem] for stem in separate.model.config.stems]).mean(dim=1)
     stems = resample(stems, 44100, 48000)[:, : 4 * 48000]
