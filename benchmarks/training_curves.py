@@ -2,7 +2,7 @@
 
     python -m benchmarks.training_curves runs/hubert runs/codec runs/separator --output docs/training_curves.png
 
-A row for each run: the training loss over the hours of training, then validation scores (`--scores` chooses them; those
+A row for each run: its training loss over the minutes, then validation scores (`--scores` chooses them; those
 that a run does not have are left out). Prints one JSON line with each run's steps, minutes and last scores.
 """
 
