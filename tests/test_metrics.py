@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -131,6 +132,8 @@ def test_a_mono_estimate_counts_for_both_channels_and_silence_is_not_defined():
 
 
 def test_csdr_is_that_of_museval_with_its_defaults():
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("museval imports stempeg, which wants the program ffmpeg")
     museval = pytest.importorskip("museval")
     rate = 44100
     references = noise(2, 2, int(3.4 * rate)) * torch.tensor([1.0, 0.3])[:, None, None]
