@@ -73,8 +73,8 @@ class Ablations:
     """The table and its folder.
 
     Raises:
-        ValueError: the file, a row's configuration or a name is wrong, a row was trained otherwise before, or several
-            jobs are asked for on GPUs.
+        ValueError: the file, a row's configuration or a name is wrong, a row was trained otherwise before, or --jobs
+            does not fit the machine.
     """
 
     def __init__(self, options: argparse.Namespace):
@@ -105,8 +105,8 @@ class Ablations:
         """All that a row's result depends on, as JSON gives it back."""
         config = load_config(self.config, self.overrides(name)).to_dict()
         facts = {"stage": self.table.rows[name].stage, "minutes": self.options.minutes, "codec": self.options.codec}
-        facts |= {"jobs": self.options.jobs}
-        facts |= {"manifests": self.options.manifests, "train": self.table.train, "config": config}
+        facts |= {"jobs": self.options.jobs, "manifests": self.options.manifests}
+        facts |= {"train": self.table.train, "config": config}
         return json.loads(json.dumps(facts))
 
     def _check(self, name: str):
@@ -161,7 +161,7 @@ class Ablations:
         command += self.table.train
         environment = dict(os.environ) if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device}
         if options.jobs > 1:
-            environment["OMP_NUM_THREADS"] = str(max(len(os.sched_getaffinity(0)) // options.jobs, 1))
+            environment["OMP_NUM_THREADS"] = str(max(torch.get_num_threads() // options.jobs, 1))
         with open(folder / "train.log", "a", encoding="utf-8") as log:
             print(f"$ {shlex.join(command)}", file=log, flush=True)
             # A session of its own: Ctrl-C comes from here, once (a second one would cost the checkpoint).
@@ -211,8 +211,10 @@ def devices(jobs: int) -> list[str | None]:
     """GPUs as CUDA_VISIBLE_DEVICES names them; None stands for the one that training finds by itself, or the CPU.
 
     Raises:
-        ValueError: several jobs, where there is a GPU.
+        ValueError: several jobs, where there is a GPU, or none at all.
     """
+    if jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {jobs}.")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
     if jobs > 1 and names:

@@ -1,7 +1,6 @@
 """Discriminative peers, trained by the same script and scored as baselines, and the table that they are rows of."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -218,11 +217,12 @@ def test_rows_share_the_gpus_and_a_bad_one_does_not_stop_the_others(
 
 def test_rows_share_the_cores_of_a_cpu(tmp_path, config, corpus, calls, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     rows = {"one": {}, "two": {}, "three": {}}
     assert ablations.main([*table_arguments(tmp_path, corpus, config, rows), "--jobs", "2"]) == 0
     notes = [(tmp_path / "out" / name / "final" / "README.md").read_text() for name in rows]
     assert {note.split()[1] for note in notes} == {"3"}
+    assert ablations.main([*table_arguments(tmp_path, corpus, config, rows), "--jobs", "0"]) == 1
 
 
 def test_rows_that_are_not_equal_are_refused(tmp_path, config, corpus, calls, capsys):

@@ -295,6 +295,7 @@ def test_wrong_usage_says_what_to_do(tmp_path, config, corpus, codec_dir, capsys
     assert "--codec" in fails("separator")
     assert "--hubert" in fails("codec")
     assert "allowed are" in fails("separator", "--set", "separator.crops.batchsize=3")
+    assert "set do_sample to true" in fails("separator", "--set", "separator.generation.top_p=0.9")
     assert "`separator.max_steps` must be of type int" in fails("separator", "--set", "separator.max_steps=many")
     (tmp_path / "run" / "checkpoints" / "step-00000004").mkdir(parents=True)
     assert "--resume" in fails("separator", "--codec", codec_dir)

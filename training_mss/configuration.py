@@ -200,6 +200,14 @@ class GenerationDefaults:
     top_p: float | None = None
     num_return_sequences: int = 1
 
+    def __post_init__(self):
+        limits = (self.temperature, self.top_k, self.top_p)
+        if not self.do_sample and (limits != (None, None, None) or self.num_return_sequences != 1):
+            raise ValueError(
+                f"Greedy decoding has no temperature, top_k, top_p and candidates, got {self}: set do_sample to true."
+            )
+        _require(self.num_return_sequences > 0, "num_return_sequences", "at least 1", self.num_return_sequences)
+
 
 @dataclass
 class SeparatorStageConfig(StageConfig):
