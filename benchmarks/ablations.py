@@ -41,10 +41,12 @@ class Row:
     Args:
         stage: of train_accelerate.py, "separator" or "peer".
         changes: what differs from the common configuration, nested as in `configs/`.
+        train: more arguments of train_accelerate.py, for this row alone.
     """
 
     stage: str = "separator"
     changes: dict = field(default_factory=dict)
+    train: list[str] = field(default_factory=list)
 
     def __post_init__(self):
         if self.stage not in ("separator", "peer"):
@@ -106,7 +108,7 @@ class Ablations:
         config = load_config(self.config, self.overrides(name)).to_dict()
         facts = {"stage": self.table.rows[name].stage, "minutes": self.options.minutes, "codec": self.options.codec}
         facts |= {"jobs": self.options.jobs, "manifests": self.options.manifests}
-        facts |= {"train": self.table.train, "config": config}
+        facts |= {"train": [*self.table.train, *self.table.rows[name].train], "config": config}
         return json.loads(json.dumps(facts))
 
     def _check(self, name: str):
@@ -158,7 +160,7 @@ class Ablations:
         command += ["--manifests", *options.manifests, "--output_dir", str(folder), "--resume"]
         command += ["--max_train_minutes", f"{minutes:g}", "--set", *self.overrides(name)]
         command += ["--codec", options.codec] if row.stage == "separator" else []
-        command += self.table.train
+        command += self.facts[name]["train"]
         environment = dict(os.environ) if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device}
         if options.jobs > 1:
             environment["OMP_NUM_THREADS"] = str(max(torch.get_num_threads() // options.jobs, 1))

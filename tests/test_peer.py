@@ -123,7 +123,8 @@ def test_the_shipped_tables_have_rows_that_can_be_built():
     for name in ("ablations.yaml", "ablations_demo.yaml"):
         options = ["--config", str(ROOT / "configs" / name), "--codec", "codec", "--manifests", "songs"]
         table = ablations.Ablations(ablations.parse_arguments([*options, "--output_dir", "nowhere"]))
-        assert list(table.facts)[:4] == ["main", "a1", "a2", "a3"] and len(table.facts) == 10
+        assert list(table.facts)[:5] == ["main", "other_seed", "a1", "a2", "a3"] and len(table.facts) == 12
+        assert [row for row, facts in table.facts.items() if facts["train"]] == ["other_seed"]
         helps = {}
         for row, facts in table.facts.items():
             config = load_config(table.config, table.overrides(row))
@@ -140,7 +141,8 @@ def test_the_shipped_tables_have_rows_that_can_be_built():
         on = [2, True, True, "codebook", "conformer", "sequential"]
         differ = {row: [place for place in range(6) if values[place] != on[place]] for row, values in helps.items()}
         singles = ["no_prefix_stride", "no_aligned_conditioning", "no_track_embeddings", "no_code_embedding"]
-        expected = {"main": [], "a1": [4], "a2": [], "a3": [2, 5], **{row: [i] for i, row in enumerate(singles)}}
+        expected = {"main": [], "other_seed": [], "a1": [4], "a2": [], "a3": [2, 5], "no_helps": [0, 1, 2, 3]}
+        expected |= {row: [i] for i, row in enumerate(singles)}
         assert differ == expected
 
 
