@@ -6,7 +6,8 @@
 Every row is a run of train_accelerate.py in a folder of its own; one that was stopped goes on, for the minutes that it
 still has, and one whose final/ is there is skipped: remove its folder to train it again. With several GPUs, each works
 on a row at a time (CUDA_VISIBLE_DEVICES restricts them); on CPUs, --jobs rows at a time share the cores. Then all rows
-that are finished are scored by one `mss-lm evaluate`, into scores/. A row that fails is reported, and the others go on.
+that are finished are scored by `mss-lm evaluate`, into scores/, on the same devices. Rows that only decode what another
+one has learnt need no training. A row that fails is reported, and the others go on.
 Prints one JSON line at the end; the exit code is 1 if something failed.
 """
 
@@ -19,17 +20,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import yaml
 
-from commands_mss.main import main as mss_lm
 from training_mss.configuration import build, load_config, read_with_bases
 from training_mss.run_state import checkpoint_folders, last_state
 
-SCRIPT = Path(__file__).resolve().parents[1] / "train_accelerate.py"
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "train_accelerate.py"
+MSS_LM = [sys.executable, "-m", "commands_mss.main"]
 
 CODEC_USERS = {"--codec_roundtrip", "codec", "codec_filtered"}  # `mss-lm evaluate` refuses a codec that nothing needs
 
@@ -42,15 +45,20 @@ class Row:
         stage: of train_accelerate.py, "separator" or "peer".
         changes: what differs from the common configuration, nested as in `configs/`.
         train: more arguments of train_accelerate.py, for this row alone.
+        of, decoding: the separator of another row, decoded with these options of `mss-lm evaluate`, and no training.
     """
 
     stage: str = "separator"
     changes: dict = field(default_factory=dict)
     train: list[str] = field(default_factory=list)
+    of: str | None = None
+    decoding: str = ""
 
     def __post_init__(self):
         if self.stage not in ("separator", "peer"):
             raise ValueError(f"The stage of a row must be 'separator' or 'peer', got {self.stage!r}.")
+        if bool(self.of) != bool(self.decoding) or (self.of and (self.changes or self.train)):
+            raise ValueError(f"A row is trained, or has `of` and `decoding` and nothing else, got {self}.")
 
 
 @dataclass
@@ -87,9 +95,12 @@ class Ablations:
         names = list(self.table.rows)
         if unknown := sorted(set(options.rows or []) - set(names)):
             raise ValueError(f"Unknown rows {unknown}; {options.config} has {names}.")
-        self.chosen = options.rows or names
-        self.facts = {name: self._facts(name) for name in names}
-        for name in names:
+        trained = [name for name in names if not self.table.rows[name].of]
+        if unknown := sorted({row.of for row in self.table.rows.values() if row.of} - set(trained)):
+            raise ValueError(f"Rows are to decode {unknown}, and {options.config} trains {trained}.")
+        self.chosen = list(dict.fromkeys(self.table.rows[name].of or name for name in options.rows or names))
+        self.facts = {name: self._facts(name) for name in trained}
+        for name in trained:
             self._check(name)
 
     def folder(self, name: str) -> Path:
@@ -144,10 +155,8 @@ class Ablations:
                         errors[name] = last_line(self.folder(name) / "train.log")
                     print(f"{name}: {errors.get(name, 'done')}", flush=True)
         finally:
-            for process, _ in running.values():
-                process.terminate()  # it leaves a checkpoint
-            for name, (process, _) in running.items():
-                process.wait()
+            end(process for process, _ in running.values())  # each leaves a checkpoint
+            for name in running:
                 shutil.rmtree(self.folder(name) / "final", ignore_errors=True)  # had less than its time
         return errors
 
@@ -161,32 +170,57 @@ class Ablations:
         command += ["--max_train_minutes", f"{minutes:g}", "--set", *self.overrides(name)]
         command += ["--codec", options.codec] if row.stage == "separator" else []
         command += self.facts[name]["train"]
-        environment = dict(os.environ) if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device}
-        if options.jobs > 1:
-            environment["OMP_NUM_THREADS"] = str(max(torch.get_num_threads() // options.jobs, 1))
         with open(folder / "train.log", "a", encoding="utf-8") as log:
             print(f"$ {shlex.join(command)}", file=log, flush=True)
             # A session of its own: Ctrl-C comes from here, once (a second one would cost the checkpoint).
+            environment = self._environment(device)
             return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    def _environment(self, device: str | None) -> dict[str, str]:
+        """Of a process that has a device, or a share of the cores."""
+        environment = dict(os.environ) if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device}
+        if self.options.jobs > 1:
+            environment["OMP_NUM_THREADS"] = str(max(torch.get_num_threads() // self.options.jobs, 1))
+        return environment
 
     def evaluate(self) -> dict[str, str]:
         """Score all finished rows, also those that were not chosen now; errors."""
-        finished = [name for name in self.table.rows if self.is_finished(name)]
-        models = [f"{name}={self.folder(name) / 'final'}" for name in finished if not self._is_peer(name)]
-        peers = [self._baseline(name) for name in finished if self._is_peer(name)]
-        if not finished:
+        arguments = self._evaluation()
+        if not arguments:
             return {"evaluate": "no row is finished"}
+        processes = []
+        try:
+            for index, device in enumerate(self.devices):
+                shard = ["--shard_index", str(index), "--num_shards", str(len(self.devices))]
+                environment = self._environment(device)
+                environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.getenv("PYTHONPATH")])])
+                command = [*MSS_LM, *arguments, *shard]
+                processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
+            codes = [process.wait() for process in processes]
+        finally:
+            end(processes)
+        return {"evaluate": f"mss-lm evaluate ended with {max(codes)}, see above"} if any(codes) else {}
+
+    def _evaluation(self) -> list[str]:
+        """Arguments of `mss-lm`, none if there is nothing to score."""
+        rows = {name: row for name, row in self.table.rows.items() if self.is_finished(row.of or name)}
+        models = [
+            f"{name}={self.folder(name) / 'final'}"
+            if not row.of
+            else f"{shlex.quote(f'{name}={self.folder(row.of)}/final')} {row.decoding}"
+            for name, row in rows.items()
+            if row.stage == "separator"
+        ]
+        peers = [self._baseline(name) for name, row in rows.items() if row.stage == "peer"]
+        if not rows:
+            return []
         arguments = ["evaluate", "--manifests", *(self.options.evaluate_manifests or self.options.manifests)]
         arguments += ["--output_dir", str(self.options.output_dir / "scores")]
         if CODEC_USERS & set(self.table.evaluate):
             arguments += ["--codec", self.options.codec]
         arguments += ["--model", *models] if models else []
         arguments += ["--baseline", *peers] if peers else []
-        code = mss_lm([*arguments, *self.table.evaluate])
-        return {"evaluate": f"mss-lm evaluate ended with {code}, see above"} if code else {}
-
-    def _is_peer(self, name: str) -> bool:
-        return self.table.rows[name].stage == "peer"
+        return [*arguments, *self.table.evaluate]
 
     def _baseline(self, name: str) -> str:
         """A peer's files as `--baseline` takes them."""
@@ -224,6 +258,15 @@ def devices(jobs: int) -> list[str | None]:
     return names if len(names) > 1 else [None] * jobs
 
 
+def end(processes: Iterable[subprocess.Popen]):
+    """End those that still run, in order, and wait for them."""
+    running = [process for process in processes if process.poll() is None]
+    for process in running:
+        process.terminate()
+    for process in running:
+        process.wait()
+
+
 def last_line(path: Path) -> str:
     """What a program said last."""
     lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -253,11 +296,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     try:
         errors = ablations.train()
+        errors |= ablations.evaluate()
     except KeyboardInterrupt:
         print("benchmarks.ablations: interrupted; the same command goes on", file=sys.stderr)
         return 130
-    errors |= ablations.evaluate()
-    states = {name: last_state(ablations.folder(name)) for name in ablations.table.rows if ablations.is_finished(name)}
+    states = {name: last_state(ablations.folder(name)) for name in ablations.facts if ablations.is_finished(name)}
     rows = {
         name: {"steps": state.step, "train_minutes": round(state.train_seconds / 60, 2)}
         for name, state in states.items()

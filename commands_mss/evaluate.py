@@ -8,6 +8,8 @@ examples:
   mss-lm evaluate --manifests data/musdb18 --model runs/separator/final --bounds codec codec_filtered reference \\
       --codec hcodec --codec_roundtrip --output_dir scores
       the paper's protocol beside the plain one
+  mss-lm evaluate --manifests data/mine --model runs/a/final "greedy=runs/a/final --no-do_sample" --output_dir scores
+      one model, decoded in two ways
   mss-lm evaluate --manifests data/mine --excerpt_s 20 --starts_s 30 90 --baseline spleeter --report --output_dir scores
       excerpts of 20 s; report.html with pictures and players
 
@@ -19,6 +21,8 @@ exit codes: 0 all is scored, 1 something failed, 2 wrong usage, 130 interrupted
 """
 
 import argparse
+import copy
+import shlex
 from pathlib import Path
 
 from .errors import EXPECTED_ERRORS, fail
@@ -111,7 +115,8 @@ def _add_systems(parser: argparse.ArgumentParser):
         nargs="+",
         default=[],
         metavar="[NAME=]PATH",
-        help="folders or Hub ids of separators; several make Table 3 (ablations) too",
+        help="folders or Hub ids of separators; several make Table 3 (ablations) too, with differences from the first. "
+        "In quotes, options of quality may follow that are this one's alone: 'NAME=PATH --num_candidates 1'",
     )
     group.add_argument(
         "--outputs",
@@ -219,16 +224,31 @@ def load_models(options: argparse.Namespace) -> list:
     from evaluation_mss.systems import ModelSystem
     from processing_mss import SeparationOptions
 
-    asked = {name: value for name, value in vars(options).items() if name in SeparationOptions.__dataclass_fields__}
-    of_filter = {"expected": None, "filter_iterations": 0}  # what `generated` has instead
-    of_filter["combine"] = None if options.combine == "mean" else options.combine
     systems = []
     for given in options.model:
-        name, separator, path = given.partition("=")
-        if not separator or Path(given).is_dir():  # "runs/lr=1" is a folder
-            path = given
-            name = "mss-lm" if len(options.model) == 1 else Path(given).name
+        name, path, own = read_model(given, options)
+        asked = {key: value for key, value in vars(own).items() if key in SeparationOptions.__dataclass_fields__}
+        of_filter = {"expected": None, "filter_iterations": 0}  # what `generated` has instead
+        of_filter["combine"] = None if own.combine == "mean" else own.combine
+        changed = {key for key, value in asked.items() if value != getattr(options, key)}
         for output in options.outputs:
+            if output == "generated" and changed and changed <= of_filter.keys():
+                continue  # what is this model's own is for the filter: the same stems again
             wanted = SeparationOptions(**(asked | of_filter if output == "generated" else asked))
             systems.append(ModelSystem(path, output, wanted, options.device, f"{name} {output}"))
     return systems
+
+
+def read_model(given: str, options: argparse.Namespace) -> tuple[str, str, argparse.Namespace]:
+    """Name, path and options of one of --model: those of the command, and over them those that follow the path."""
+    words = [given] if Path(given.partition("=")[2] or given).is_dir() else shlex.split(given)
+    if not words:
+        raise ValueError(f"--model takes [NAME=]PATH, got {given!r}.")
+    parser = argparse.ArgumentParser(prog=f"mss-lm evaluate --model {words[0]}", add_help=False)
+    add_quality_arguments(parser)
+    own = parser.parse_args(words[1:], copy.copy(options))
+    name, separator, path = words[0].partition("=")
+    if not separator or Path(words[0]).is_dir():  # "runs/lr=1" is a folder
+        path = words[0]
+        name = "mss-lm" if len(options.model) == 1 else Path(path).name
+    return name, path, own

@@ -80,7 +80,7 @@ def evaluate(
         roundtrip: adds the scores in `*_codec`.
         seed: of the bootstrap, and said in every table.
         description: of the excerpts, for the tables' head.
-        ablations: names of the systems of Table 3.
+        ablations: names of the systems of Table 3; all systems are compared with the first.
         keep_audio: of so many excerpts, sound is kept in `output_dir/audio`.
         overwrite: score again what is there.
         shard_index, num_shards: excerpt k belongs to shard k % num_shards. Accelerate's rank and world size if neither
@@ -251,7 +251,9 @@ class _Evaluation:
             scores = score_names(self.metrics, self.codec is not None)
             results = collect(records, self.codec)
             summary = facts | {"stems": list(STEMS), "codec": self.codec}
-            summary |= summarize(self.systems, self.excerpts, results, scores, list(STEMS), facts["seed"])
+            summary |= summarize(
+                self.systems, self.excerpts, results, scores, list(STEMS), facts["seed"], facts["ablations"]
+            )
             pairs = [results.get(pair_key(system, excerpt)) for system in self.systems for excerpt in self.excerpts]
             summary["num_pending"] = sum(not self._is_reached(result) for result in pairs)
             replace_text(self.output_dir / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")

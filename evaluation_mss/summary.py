@@ -54,7 +54,29 @@ def summarize_score(by_stem: dict[str, list[tuple[str, float | None]]], stems: l
     Args:
         by_stem: stem -> (song id, value) of every excerpt.
     """
-    columns = {stem: song_means(by_stem[stem]) for stem in stems if stem in by_stem}
+    return summarize_songs({stem: song_means(values) for stem, values in by_stem.items()}, stems, seed)
+
+
+def summarize_difference(
+    by_stem: dict[str, list[tuple[str, float | None]]],
+    reference: dict[str, list[tuple[str, float | None]]],
+    stems: list[str],
+    seed: int,
+) -> dict[str, dict]:
+    """The same of how much more a system has than a reference, song by song, where both have a value.
+
+    Songs differ more than systems do; what differs within a song is a system's doing.
+    """
+    columns = {}
+    for stem in by_stem.keys() & reference.keys():
+        ours, theirs = song_means(by_stem[stem]), song_means(reference[stem])
+        columns[stem] = {song: ours[song] - theirs[song] for song in ours.keys() & theirs.keys()}
+    return summarize_songs(columns, stems, seed)
+
+
+def summarize_songs(columns: dict[str, dict[str, float]], stems: list[str], seed: int) -> dict[str, dict]:
+    """What `summarize_score` returns, from stem -> song -> value, NaN where it is not defined."""
+    columns = {stem: columns[stem] for stem in stems if stem in columns}
     songs = sorted({song for column in columns.values() for song in column})
     table = {stem: np.array([column.get(song, math.nan) for song in songs]) for stem, column in columns.items()}
     cells = {stem: summarize_columns(column[:, None], seed) for stem, column in table.items()}
@@ -80,20 +102,31 @@ def summarize(
     scores: list[str],
     stems: list[str],
     seed: int,
+    ablations: list[str],
 ) -> dict:
     """All that tables say, of these systems, excerpts and scores alone.
 
     Args:
         results: of everything in the folder, see `score_lines.collect`.
         seed: of the bootstrap.
+        ablations: names of systems, the first of which others are compared with: the first one that is generative with
+            those that are, another with the others.
     """
-    summaries, reached = {}, []
+    by_system = {}
     for system in systems:
         found = {excerpt.name: results.get(pair_key(system, excerpt)) for excerpt in excerpts}
-        found = {name: result for name, result in found.items() if result is not None}
-        reached += found.values()
-        identity = {"identity": system.identity, "generative": system.generative}
-        summaries[system.name] = identity | summarize_system(found, scores, stems, seed)
+        by_system[system.name] = {name: result for name, result in found.items() if result is not None}
+    reached = [result for found in by_system.values() for result in found.values()]
+    references = {system.generative: system.name for system in reversed(systems) if system.name in ablations}
+    summaries = {}
+    for system in systems:
+        found, reference = by_system[system.name], references.get(system.generative, system.name)
+        summary = {"identity": system.identity, "generative": system.generative}
+        summary |= summarize_system(found, scores, stems, seed)
+        if reference != system.name:
+            differences = summarize_differences(found, by_system[reference], scores, stems, seed)
+            summary |= {"reference": reference, "differences": differences}
+        summaries[system.name] = summary
     versions: dict[str, dict[str, None]] = {}  # of each metric, in order and once: several after an update
     for result in reached:
         for metric, version in result.versions.items():
@@ -128,12 +161,28 @@ def summarize_system(results: dict[str, Result], scores: list[str], stems: list[
         "unavailable": {metric: reason for result in scored.values() for metric, reason in result.unavailable.items()},
     }
     for score in scores:
-        found = [result for result in scored.values() if score in result.scores]
-        by_stem = {
-            stem: [(result.song, result.scores[score].get(stem)) for result in found]
-            for stem in stems
-            if any(stem in result.scores[score] for result in found)
-        }
-        if by_stem:
+        if by_stem := values_by_stem(scored, score, stems):
             summary["scores"][score] = summarize_score(by_stem, stems, seed)
     return summary
+
+
+def summarize_differences(
+    results: dict[str, Result], reference: dict[str, Result], scores: list[str], stems: list[str], seed: int
+) -> dict[str, dict]:
+    """Score -> `summarize_difference`, of the scores that both systems have; results by excerpt."""
+    differences = {}
+    for score in scores:
+        by_stem, of_reference = (values_by_stem(found, score, stems) for found in (results, reference))
+        if by_stem.keys() & of_reference.keys():
+            differences[score] = summarize_difference(by_stem, of_reference, stems, seed)
+    return differences
+
+
+def values_by_stem(results: dict[str, Result], score: str, stems: list[str]) -> dict[str, list]:
+    """Stem -> (song id, value) of every excerpt that was scored, without stems that the system does not estimate."""
+    found = [result for result in results.values() if score in result.scores]
+    return {
+        stem: [(result.song, result.scores[score].get(stem)) for result in found]
+        for stem in stems
+        if any(stem in result.scores[score] for result in found)
+    }

@@ -30,6 +30,7 @@ def render_tables(summary: dict) -> str:
     if len(summary["ablations"]) > 1:
         parts += _visqol_tables(summary, "Table 3 (ablations)", summary["ablations"])
     parts += _signal_table(summary, systems)
+    parts += _differences(summary)
     parts += ["## What ran", _runs(summary)]
     problems = _problems(summary)
     if problems:
@@ -87,6 +88,26 @@ def _signal_table(summary: dict, systems: list[str]) -> list[str]:
     return _table(summary, "Signal scores", list(SIGNAL), ["score", *columns], rows)
 
 
+def _differences(summary: dict) -> list[str]:
+    """How much more than the first model of Table 3 every other system has."""
+    columns = [*summary["stems"], "mean"]
+    labels = {"visqol": "visqol", f"visqol{CODEC}": "visqol through the codec", **SIGNAL}
+    lines = []
+    for score, label in labels.items():
+        for system, entry in summary["systems"].items():
+            if score in entry.get("differences", {}):
+                cells = [_cell(summary, system, score, column, "differences") for column in columns]
+                lines.append([system, entry["reference"], label, *cells])
+    if not lines:
+        return []
+    caption = (
+        "How much more than `less` a system has, song by song, and the interval of that. It says how other songs would "
+        "vary, not how another training would."
+    )
+    table = markdown_table(["system", "less", "score", *columns], lines)
+    return ["## Table 3 (ablations): differences", caption, table]
+
+
 def _table(summary: dict, title: str, metrics: list[str], header: list[str], rows: list[Row]) -> list[str]:
     """Title, what the figures rest on, and the table; nothing without rows."""
     if not rows:
@@ -132,8 +153,8 @@ def _problems(summary: dict) -> list[str]:
     return [f"{', '.join(names)}: {' '.join(reason.split())}" for reason, names in reasons.items()]
 
 
-def _cell(summary: dict, system: str, score: str, column: str) -> str:
-    cell = summary["systems"][system]["scores"].get(score, {}).get(column)
+def _cell(summary: dict, system: str, score: str, column: str, kind: str = "scores") -> str:
+    cell = summary["systems"][system][kind].get(score, {}).get(column)
     if cell is None or cell["mean"] is None:
         return NONE
     text = f"{cell['mean']:.2f}"
@@ -149,8 +170,10 @@ def _count(number: int, noun: str) -> str:
 
 
 def markdown_table(header: Iterable[str], rows: Iterable[list[str]]) -> str:
-    """Figures to the right: every column but the first and those of words ("score", "checkpoint")."""
+    """Figures to the right: every column but the first and those of words."""
     header = list(header)
-    marks = ["---" if index == 0 or name in ("score", "checkpoint") else "---:" for index, name in enumerate(header)]
+    marks = [
+        "---" if index == 0 or name in ("score", "less", "checkpoint") else "---:" for index, name in enumerate(header)
+    ]
     lines = [header, marks, *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)

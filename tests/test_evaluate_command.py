@@ -66,6 +66,29 @@ def test_the_command_from_manifest_to_tables(corpus, tmp_path, model_dir, capsys
     assert both["systems"]["mixture"]["scores"] == summary["systems"]["mixture"]["scores"]
 
 
+def test_models_with_options_of_their_own(corpus, tmp_path, model_dir, capsys):
+    """One model, decoded in three ways, in one table; options of the filter alone make no other generated stems."""
+    pytest.importorskip("torchmetrics", reason="si_sdr and usdr need torchmetrics")
+    folder = tmp_path / "a model"
+    folder.symlink_to(model_dir)
+    models = ["--model", f"main={folder}", f"'deep={folder}' --no-expected", f"'one={folder}' --num_codebooks 1"]
+    common = ["--device", "cpu", "--window_s", "0.96", "--max_songs", "1"]
+    assert evaluate_corpus(corpus, tmp_path / "scores", *models, *common, "--bounds", "mixture") == 0
+    summary = json.loads((tmp_path / "scores" / "summary.json").read_text())
+    names = ["mixture", "main filtered", "main generated", "deep filtered", "one filtered", "one generated"]
+    assert list(summary["systems"]) == names and summary["ablations"] == names[1:]
+    systems = summary["systems"]
+    assert "expected=False" in systems["deep filtered"]["identity"]
+    references = {name: entry["reference"] for name, entry in systems.items() if "reference" in entry}
+    filtered = dict.fromkeys(["mixture", "deep filtered", "one filtered"], "main filtered")
+    assert references == filtered | {"one generated": "main generated"}
+    main_usdr, deep_usdr = (systems[f"{name} filtered"]["scores"]["usdr"]["mean"]["mean"] for name in ("main", "deep"))
+    assert main_usdr != deep_usdr
+    difference = systems["deep filtered"]["differences"]["usdr"]["mean"]["mean"]
+    assert difference == pytest.approx(deep_usdr - main_usdr)
+    assert "## Table 3 (ablations): differences" in (tmp_path / "scores" / "tables.md").read_text()
+
+
 def test_the_commands_excerpts_and_report(corpus, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="pictures need matplotlib")
     arguments = ["--bounds", "ideal_ratio_mask", "--excerpt_s", "0.5", "--starts_s", "0.2", "1.2", "--max_songs", "1"]
@@ -88,6 +111,7 @@ def test_the_commands_excerpts_and_report(corpus, tmp_path, capsys):
         (["--baseline", "unmix"], "must be one of"),
         (["--bounds", "mixture", "--starts_s", "3"], "excerpt_s"),
         (["--bounds", "mixture", "mixture"], "names of their own"),
+        (["--model", " "], "takes [NAME=]PATH"),
     ],
 )
 def test_what_the_command_refuses(corpus, tmp_path, capsys, arguments, message):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from evaluation_mss.summary import bootstrap_interval, summarize_score
+from evaluation_mss.summary import bootstrap_interval, summarize_difference, summarize_score
 from evaluation_mss.tables import render_tables
 
 # Means and their uncertainty
@@ -41,6 +41,20 @@ def test_means_are_over_excerpts_then_songs_then_stems():
     assert cells["mean"]["mean"] == 6
     # A mean over some of the stems cannot be compared to one over all.
     assert "mean" not in summarize_score({"vocals": vocals}, ["vocals", "drums"], 0)
+
+
+def test_differences_are_paired_by_song():
+    """Songs far apart and systems a constant apart: the difference is certain, where the means are not."""
+    names, stems = [f"song{index}" for index in range(8)], ["vocals", "drums"]
+    ours = {stem: [(song, 10.0 * index) for index, song in enumerate(names)] for stem in stems}
+    theirs = {"vocals": [(song, value + 1) for song, value in ours["vocals"]], "drums": ours["drums"][:-1]}
+    cells = summarize_difference(ours, theirs, stems, seed=0)
+    assert [cells["vocals"][key] for key in ("mean", "low", "high", "num_songs")] == [-1, -1, -1, 8]
+    assert cells["drums"]["mean"] == 0 and cells["drums"]["num_songs"] == 7  # the eighth has no pair
+    assert cells["mean"]["mean"] == -0.5
+    wide = summarize_score(ours, stems, seed=0)["vocals"]
+    assert wide["high"] - wide["low"] > 20
+    assert list(summarize_difference({"vocals": ours["vocals"]}, theirs, stems, 0)) == ["vocals"]
 
 
 # Tables
@@ -149,3 +163,7 @@ def test_several_models_make_table_3():
     table = render_tables(summary).split("## Table 3 (ablations): ViSQOL\n")[1].split("##")[0]
     names = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| ")]
     assert names == ["| system", "| ---", "| full", "| a1"]
+    difference = {"usdr": {"vocals": cell(-0.25, -0.5, 0.125), "drums": cell(1.0, num_songs=1)}}
+    summary["systems"]["a1"] |= {"reference": "full", "differences": difference}
+    table = render_tables(summary).split("## Table 3 (ablations): differences\n")[1].split("##")[0]
+    assert "| a1 | full | usdr (dB) | -0.25 [-0.50, 0.12] | 1.00 (n=1) | - |" in table.splitlines()

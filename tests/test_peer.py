@@ -124,6 +124,7 @@ def test_the_shipped_tables_have_rows_that_can_be_built():
         options = ["--config", str(ROOT / "configs" / name), "--codec", "codec", "--manifests", "songs"]
         table = ablations.Ablations(ablations.parse_arguments([*options, "--output_dir", "nowhere"]))
         assert list(table.facts)[:5] == ["main", "other_seed", "a1", "a2", "a3"] and len(table.facts) == 12
+        assert {row.of for row in table.table.rows.values()} == {None, "main"}
         assert [row for row, facts in table.facts.items() if facts["train"]] == ["other_seed"]
         helps = {}
         for row, facts in table.facts.items():
@@ -182,14 +183,22 @@ places = [os.environ.get(name, "-") for name in ("CUDA_VISIBLE_DEVICES", "OMP_NU
 """
 
 
+FAKE_SCORING = """
+import os, sys
+from pathlib import Path
+with open(Path(__file__).with_suffix(".log"), "a") as log:
+    log.write(os.environ.get("CUDA_VISIBLE_DEVICES", "-") + " " + " ".join(sys.argv[1:]) + chr(10))
+"""
+
+
 @pytest.fixture
-def calls(tmp_path, monkeypatch) -> list[list[str]]:
-    """What is asked of `mss-lm`, while neither training nor scoring takes place."""
+def calls(tmp_path, monkeypatch) -> Path:
+    """Lines of what was asked of `mss-lm`, while neither training nor scoring takes place."""
     (tmp_path / "fake.py").write_text(FAKE_TRAINING)
+    (tmp_path / "scoring.py").write_text(FAKE_SCORING)
     monkeypatch.setattr(ablations, "SCRIPT", tmp_path / "fake.py")
-    called = []
-    monkeypatch.setattr(ablations, "mss_lm", lambda arguments: called.append(arguments) or 0)
-    return called
+    monkeypatch.setattr(ablations, "MSS_LM", [sys.executable, str(tmp_path / "scoring.py")])
+    return tmp_path / "scoring.log"
 
 
 def test_rows_share_the_gpus_and_a_bad_one_does_not_stop_the_others(
@@ -197,6 +206,7 @@ def test_rows_share_the_gpus_and_a_bad_one_does_not_stop_the_others(
 ):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     rows = {name: {"changes": {"separator": {"max_steps": 7}}} for name in ("bad", "one", "two")}
+    rows["one_draw"] = {"of": "one", "decoding": "--num_candidates 1"}
     settings = table_arguments(tmp_path, corpus, config, rows, evaluate=["--codec_roundtrip"])
     assert ablations.main(settings) == 1
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -204,13 +214,17 @@ def test_rows_share_the_gpus_and_a_bad_one_does_not_stop_the_others(
     notes = [(tmp_path / "out" / name / "final" / "README.md").read_text() for name in ("one", "two")]
     assert {note.split()[0] for note in notes} <= {"2", "5"}
     assert "--max_train_minutes 10 --set separator={max_steps: 7} --codec" in notes[0]
-    models = [f"{name}={tmp_path}/out/{name}/final" for name in ("one", "two")]
-    assert " ".join(calls[0]).endswith(f"--codec {tmp_path}/codec --model {' '.join(models)} --codec_roundtrip")
+    one, two = (f"{name}={tmp_path}/out/{name}/final" for name in ("one", "two"))
+    models = f"--model {one} one_draw={tmp_path}/out/one/final --num_candidates 1 {two}"
+    asked = f"--codec {tmp_path}/codec {models} --codec_roundtrip --shard_index 0 --num_shards 2"
+    first, second = sorted(calls.read_text().splitlines())  # excerpts are shared like rows
+    assert first.startswith("2 evaluate ") and first.endswith(asked)
+    assert second == first.replace("2 evaluate", "5 evaluate").replace("--shard_index 0", "--shard_index 1")
 
     (tmp_path / "out" / "two" / "final" / "README.md").unlink()
     assert ablations.main([*settings, "--rows", "one", "two"]) == 0  # alone, and scored beside what is there
     assert "one: is there already" in capsys.readouterr().out
-    assert len(calls) == 2 and calls[0] == calls[1]
+    assert sorted(calls.read_text().splitlines()) == sorted([first, second] * 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
     assert ablations.devices(jobs=1) == [None]
     assert ablations.main([*settings, "--jobs", "2"]) == 1
@@ -243,6 +257,10 @@ def test_rows_that_are_not_equal_are_refused(tmp_path, config, corpus, calls, ca
     assert "Unknown ['ema']" in fails()
     table_arguments(tmp_path, corpus, config, {"one": {"stage": "codec"}})
     assert "'separator' or 'peer'" in fails()
+    table_arguments(tmp_path, corpus, config, {"one": {"of": "two", "decoding": "--no-expected"}})
+    assert "Rows are to decode ['two']" in fails()
+    table_arguments(tmp_path, corpus, config, {"one": {}, "two": {"of": "one", "changes": {"separator": {}}}})
+    assert "has `of` and `decoding` and nothing else" in fails()
 
 
 def test_a_row_that_was_stopped_has_what_is_left_of_its_minutes(tmp_path, config, corpus, calls, monkeypatch):
