@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from data_mss.sharding import whole_records
 from training_mss.configuration import build, load_config, read_with_bases
 from training_mss.run_state import checkpoint_folders, last_state
 
@@ -258,6 +259,16 @@ def devices(jobs: int) -> list[str | None]:
     return names if len(names) > 1 else [None] * jobs
 
 
+def trained(folder: Path) -> dict:
+    """What a row made of its minutes: steps, and how it did on the validation crops at the end."""
+    state, mark = last_state(folder), "validation/"
+    lines = whole_records(folder / "log.jsonl") if (folder / "log.jsonl").is_file() else []
+    ends = [line for line in lines if any(key.startswith(mark) for key in line)][-1:]
+    scores = {key.removeprefix(mark): value for line in ends for key, value in line.items() if key != "step"}
+    scores = {key: round(value, 3) for key, value in scores.items() if value is not None}
+    return {"steps": state.step, "train_minutes": round(state.train_seconds / 60, 2), "validation": scores}
+
+
 def end(processes: Iterable[subprocess.Popen]):
     """End those that still run, in order, and wait for them."""
     running = [process for process in processes if process.poll() is None]
@@ -300,11 +311,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("benchmarks.ablations: interrupted; the same command goes on", file=sys.stderr)
         return 130
-    states = {name: last_state(ablations.folder(name)) for name in ablations.facts if ablations.is_finished(name)}
-    rows = {
-        name: {"steps": state.step, "train_minutes": round(state.train_seconds / 60, 2)}
-        for name, state in states.items()
-    }
+    rows = {name: trained(ablations.folder(name)) for name in ablations.facts if ablations.is_finished(name)}
     facts = {"benchmark": "ablations", "minutes": options.minutes, "rows": rows, "errors": errors}
     print(json.dumps(facts | {"scores": ablations.scores()}))
     return 1 if errors else 0
