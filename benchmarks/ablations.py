@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from commands_mss.evaluate import read_model
 from data_mss.sharding import whole_records
 from training_mss.configuration import build, load_config, read_with_bases
 from training_mss.run_state import checkpoint_folders, last_state
@@ -34,6 +35,8 @@ from training_mss.run_state import checkpoint_folders, last_state
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "train_accelerate.py"
 MSS_LM = [sys.executable, "-m", "commands_mss.main"]
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 CODEC_USERS = {"--codec_roundtrip", "codec", "codec_filtered"}  # `mss-lm evaluate` refuses a codec that nothing needs
 
@@ -58,8 +61,12 @@ class Row:
     def __post_init__(self):
         if self.stage not in ("separator", "peer"):
             raise ValueError(f"The stage of a row must be 'separator' or 'peer', got {self.stage!r}.")
-        if bool(self.of) != bool(self.decoding) or (self.of and (self.changes or self.train)):
+        for_training = self.stage == "peer" or self.changes or self.train
+        if bool(self.of) != bool(self.decoding) or (self.of and for_training):
             raise ValueError(f"A row is trained, or has `of` and `decoding` and nothing else, got {self}.")
+        if "--set" in self.train:
+            raise ValueError(f"What --set changes belongs into the `changes` of a row, got train={self.train}.")
+        read_model(f"row=of {self.decoding}", argparse.Namespace())
 
 
 @dataclass
@@ -97,8 +104,9 @@ class Ablations:
         if unknown := sorted(set(options.rows or []) - set(names)):
             raise ValueError(f"Unknown rows {unknown}; {options.config} has {names}.")
         trained = [name for name in names if not self.table.rows[name].of]
-        if unknown := sorted({row.of for row in self.table.rows.values() if row.of} - set(trained)):
-            raise ValueError(f"Rows are to decode {unknown}, and {options.config} trains {trained}.")
+        separators = [name for name in trained if self.table.rows[name].stage == "separator"]
+        if unknown := sorted({row.of for row in self.table.rows.values() if row.of} - set(separators)):
+            raise ValueError(f"Rows are to decode {unknown}, and {options.config} trains the separators {separators}.")
         self.chosen = list(dict.fromkeys(self.table.rows[name].of or name for name in options.rows or names))
         self.facts = {name: self._facts(name) for name in trained}
         for name in trained:
@@ -200,15 +208,13 @@ class Ablations:
             codes = [process.wait() for process in processes]
         finally:
             end(processes)
-        return {"evaluate": f"mss-lm evaluate ended with {max(codes)}, see above"} if any(codes) else {}
+        return {"evaluate": f"mss-lm evaluate ended with {codes}, see above"} if any(codes) else {}
 
     def _evaluation(self) -> list[str]:
         """Arguments of `mss-lm`, none if there is nothing to score."""
         rows = {name: row for name, row in self.table.rows.items() if self.is_finished(row.of or name)}
         models = [
-            f"{name}={self.folder(name) / 'final'}"
-            if not row.of
-            else f"{shlex.quote(f'{name}={self.folder(row.of)}/final')} {row.decoding}"
+            f"{shlex.quote(f'{name}={self.folder(row.of or name)}/final')} {row.decoding}".strip()
             for name, row in rows.items()
             if row.stage == "separator"
         ]
@@ -259,23 +265,35 @@ def devices(jobs: int) -> list[str | None]:
     return names if len(names) > 1 else [None] * jobs
 
 
-def trained(folder: Path) -> dict:
-    """What a row made of its minutes: steps, and how it did on the validation crops at the end."""
-    state, mark = last_state(folder), "validation/"
-    lines = whole_records(folder / "log.jsonl") if (folder / "log.jsonl").is_file() else []
-    ends = [line for line in lines if any(key.startswith(mark) for key in line)][-1:]
-    scores = {key.removeprefix(mark): value for line in ends for key, value in line.items() if key != "step"}
-    scores = {key: round(value, 3) for key, value in scores.items() if value is not None}
-    return {"steps": state.step, "train_minutes": round(state.train_seconds / 60, 2), "validation": scores}
+def outcome(folder: Path) -> dict:
+    """What a row made of its minutes: steps, the last learning rate, and scores of the validation crops at the end.
+
+    Without the loss, which is another quantity where a row changes its weights.
+    """
+    log = folder / "log.jsonl"
+    records = whole_records(log) if log.is_file() else []
+    last = {key: value for record in records for key, value in record.items()}  # later records replace earlier ones
+    mark, state = "validation/", last_state(folder)
+    scores = {key.removeprefix(mark): value for key, value in last.items() if key.startswith(mark)}
+    rates = [value for key, value in last.items() if key.startswith("train/learning_rate/")]
+    return {
+        "steps": state.step,
+        "train_minutes": round(state.train_seconds / 60, 2),
+        "learning_rate": float(f"{rates[0]:.2g}") if rates else None,
+        "validation": {key: round(value, 3) for key, value in scores.items() if key != "loss" and value is not None},
+    }
 
 
 def end(processes: Iterable[subprocess.Popen]):
-    """End those that still run, in order, and wait for them."""
+    """End those that still run, in order, and wait for them, however impatient somebody is."""
     running = [process for process in processes if process.poll() is None]
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS if running}
     for process in running:
         process.terminate()
     for process in running:
         process.wait()
+    for number, handler in previous.items():
+        signal.signal(number, handler)
 
 
 def last_line(path: Path) -> str:
@@ -290,7 +308,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--codec", required=True, metavar="PATH", help="folder or Hub id of a whole codec")
     parser.add_argument("--manifests", nargs="+", required=True, metavar="PATH", help="to train on")
     parser.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="a folder for each row, scores/")
-    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these are trained (default: all)")
+    parser.add_argument(
+        "--rows", nargs="+", metavar="NAME", help="only these are trained, or what they decode (default: all)"
+    )
     parser.add_argument("--minutes", type=float, default=10.0, help="of training, for each row (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="rows at a time, on CPUs (default: %(default)s)")
     parser.add_argument("--evaluate_manifests", nargs="+", metavar="PATH", help="default: those of --manifests")
@@ -299,7 +319,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # rows are ended in order, as after Ctrl-C
+    for number in STOP_SIGNALS:  # rows are ended in order, as after Ctrl-C
+        signal.signal(number, signal.default_int_handler)
     try:
         ablations = Ablations(options)
     except ValueError as error:
@@ -311,7 +332,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("benchmarks.ablations: interrupted; the same command goes on", file=sys.stderr)
         return 130
-    rows = {name: trained(ablations.folder(name)) for name in ablations.facts if ablations.is_finished(name)}
+    rows = {name: outcome(ablations.folder(name)) for name in ablations.facts if ablations.is_finished(name)}
     facts = {"benchmark": "ablations", "minutes": options.minutes, "rows": rows, "errors": errors}
     print(json.dumps(facts | {"scores": ablations.scores()}))
     return 1 if errors else 0

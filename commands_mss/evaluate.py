@@ -240,13 +240,24 @@ def load_models(options: argparse.Namespace) -> list:
 
 
 def read_model(given: str, options: argparse.Namespace) -> tuple[str, str, argparse.Namespace]:
-    """Name, path and options of one of --model: those of the command, and over them those that follow the path."""
-    words = [given] if Path(given.partition("=")[2] or given).is_dir() else shlex.split(given)
-    if not words:
-        raise ValueError(f"--model takes [NAME=]PATH, got {given!r}.")
-    parser = argparse.ArgumentParser(prog=f"mss-lm evaluate --model {words[0]}", add_help=False)
+    """Name, path and options of one of --model: those of the command, and over them those that follow the path.
+
+    Raises:
+        ValueError: no path, or options that are none of quality.
+    """
+    is_folder = Path(given).is_dir() or Path(given.partition("=")[2] or given).is_dir()
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     add_quality_arguments(parser)
-    own = parser.parse_args(words[1:], copy.copy(options))
+    try:
+        words = [given] if is_folder else shlex.split(given)
+        own, unknown = parser.parse_known_args(words[1:], copy.copy(options))
+    except (ValueError, argparse.ArgumentError) as error:
+        raise ValueError(f"--model {given!r}: {error}.") from error
+    if unknown or not words:
+        raise ValueError(
+            f"--model takes [NAME=]PATH, or in quotes 'NAME=PATH --num_candidates 1' with options of quality, got "
+            f"{given!r}. A path with spaces that is no folder needs quotes of its own."
+        )
     name, separator, path = words[0].partition("=")
     if not separator or Path(words[0]).is_dir():  # "runs/lr=1" is a folder
         path = words[0]

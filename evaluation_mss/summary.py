@@ -54,29 +54,7 @@ def summarize_score(by_stem: dict[str, list[tuple[str, float | None]]], stems: l
     Args:
         by_stem: stem -> (song id, value) of every excerpt.
     """
-    return summarize_songs({stem: song_means(values) for stem, values in by_stem.items()}, stems, seed)
-
-
-def summarize_difference(
-    by_stem: dict[str, list[tuple[str, float | None]]],
-    reference: dict[str, list[tuple[str, float | None]]],
-    stems: list[str],
-    seed: int,
-) -> dict[str, dict]:
-    """The same of how much more a system has than a reference, song by song, where both have a value.
-
-    Songs differ more than systems do; what differs within a song is a system's doing.
-    """
-    columns = {}
-    for stem in by_stem.keys() & reference.keys():
-        ours, theirs = song_means(by_stem[stem]), song_means(reference[stem])
-        columns[stem] = {song: ours[song] - theirs[song] for song in ours.keys() & theirs.keys()}
-    return summarize_songs(columns, stems, seed)
-
-
-def summarize_songs(columns: dict[str, dict[str, float]], stems: list[str], seed: int) -> dict[str, dict]:
-    """What `summarize_score` returns, from stem -> song -> value, NaN where it is not defined."""
-    columns = {stem: columns[stem] for stem in stems if stem in columns}
+    columns = {stem: song_means(by_stem[stem]) for stem in stems if stem in by_stem}
     songs = sorted({song for column in columns.values() for song in column})
     table = {stem: np.array([column.get(song, math.nan) for song in songs]) for stem, column in columns.items()}
     cells = {stem: summarize_columns(column[:, None], seed) for stem, column in table.items()}
@@ -161,7 +139,8 @@ def summarize_system(results: dict[str, Result], scores: list[str], stems: list[
         "unavailable": {metric: reason for result in scored.values() for metric, reason in result.unavailable.items()},
     }
     for score in scores:
-        if by_stem := values_by_stem(scored, score, stems):
+        values = {excerpt: result.scores[score] for excerpt, result in scored.items() if score in result.scores}
+        if by_stem := values_by_stem(values, scored, stems):
             summary["scores"][score] = summarize_score(by_stem, stems, seed)
     return summary
 
@@ -169,20 +148,29 @@ def summarize_system(results: dict[str, Result], scores: list[str], stems: list[
 def summarize_differences(
     results: dict[str, Result], reference: dict[str, Result], scores: list[str], stems: list[str], seed: int
 ) -> dict[str, dict]:
-    """Score -> `summarize_difference`, of the scores that both systems have; results by excerpt."""
+    """How much more a system has than a reference, as `summarize_score` has it; results by excerpt.
+
+    Excerpts differ more than systems do, so what is averaged is the difference on each excerpt for which both have a
+    value.
+    """
     differences = {}
     for score in scores:
-        by_stem, of_reference = (values_by_stem(found, score, stems) for found in (results, reference))
-        if by_stem.keys() & of_reference.keys():
-            differences[score] = summarize_difference(by_stem, of_reference, stems, seed)
+        values = {}
+        for excerpt in (excerpt for excerpt in results if excerpt in reference):
+            ours, theirs = (found[excerpt].scores.get(score, {}) for found in (results, reference))
+            values[excerpt] = {
+                stem: None if ours[stem] is None or theirs[stem] is None else ours[stem] - theirs[stem]
+                for stem in ours.keys() & theirs.keys()
+            }
+        if by_stem := values_by_stem(values, results, stems):
+            differences[score] = summarize_score(by_stem, stems, seed)
     return differences
 
 
-def values_by_stem(results: dict[str, Result], score: str, stems: list[str]) -> dict[str, list]:
-    """Stem -> (song id, value) of every excerpt that was scored, without stems that the system does not estimate."""
-    found = [result for result in results.values() if score in result.scores]
+def values_by_stem(values: dict[str, dict[str, float | None]], results: dict[str, Result], stems: list[str]) -> dict:
+    """Excerpt -> stem -> value becomes stem -> (song id, value) of all excerpts; without stems that none has."""
     return {
-        stem: [(result.song, result.scores[score].get(stem)) for result in found]
+        stem: [(results[excerpt].song, found.get(stem)) for excerpt, found in values.items()]
         for stem in stems
-        if any(stem in result.scores[score] for result in found)
+        if any(stem in found for found in values.values())
     }

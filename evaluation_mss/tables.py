@@ -89,36 +89,40 @@ def _signal_table(summary: dict, systems: list[str]) -> list[str]:
 
 
 def _differences(summary: dict) -> list[str]:
-    """How much more than the first model of Table 3 every other system has."""
-    columns = [*summary["stems"], "mean"]
+    """How much more every other system has than the first model of Table 3."""
     labels = {"visqol": "visqol", f"visqol{CODEC}": "visqol through the codec", **SIGNAL}
-    lines = []
+    columns = [*summary["stems"], "mean"]
+    scores, rows = [], []
     for score, label in labels.items():
         for system, entry in summary["systems"].items():
             if score in entry.get("differences", {}):
                 cells = [_cell(summary, system, score, column, "differences") for column in columns]
-                lines.append([system, entry["reference"], label, *cells])
-    if not lines:
-        return []
-    caption = (
-        "How much more than `less` a system has, song by song, and the interval of that. It says how other songs would "
-        "vary, not how another training would."
+                rows.append((system, [entry["reference"], label, *cells]))
+                scores = list(dict.fromkeys([*scores, score]))
+    note = (
+        "How much more than `less` a system has, excerpt by excerpt. Intervals say how other songs would vary, not how "
+        "another training or other draws would; and of many intervals, some leave zero out by chance."
     )
-    table = markdown_table(["system", "less", "score", *columns], lines)
-    return ["## Table 3 (ablations): differences", caption, table]
+    title = "Table 3 (ablations): differences from the first model"
+    return _table(summary, title, scores, ["less", "score", *columns], rows, note)
 
 
-def _table(summary: dict, title: str, metrics: list[str], header: list[str], rows: list[Row]) -> list[str]:
+def _table(
+    summary: dict, title: str, metrics: list[str], header: list[str], rows: list[Row], note: str = ""
+) -> list[str]:
     """Title, what the figures rest on, and the table; nothing without rows."""
     if not rows:
         return []
     plain = [metric.removesuffix(CODEC) for metric in metrics]
-    facts = [f"{metric}: {summary['versions'][metric]}" for metric in plain if metric in summary["versions"]]
+    facts = [
+        f"{metric}: {summary['versions'][metric]}" for metric in dict.fromkeys(plain) if metric in summary["versions"]
+    ]
     through_codec = plain != metrics
     if through_codec:
         facts.append(summary["codec"])
     facts += [f"seed {summary['seed']}", summary["date"], _count(summary["num_songs"], "song")]
-    caption = "; ".join(facts) + "." + (f" {CODEC_NOTE}" if through_codec else "")
+    notes = [CODEC_NOTE] if through_codec else []
+    caption = " ".join(["; ".join(facts) + ".", *notes, *filter(None, [note])])
     lines = []
     for system, cells in rows:
         entry = summary["systems"][system]

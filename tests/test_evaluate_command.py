@@ -69,7 +69,7 @@ def test_the_command_from_manifest_to_tables(corpus, tmp_path, model_dir, capsys
 def test_models_with_options_of_their_own(corpus, tmp_path, model_dir, capsys):
     """One model, decoded in three ways, in one table; options of the filter alone make no other generated stems."""
     pytest.importorskip("torchmetrics", reason="si_sdr and usdr need torchmetrics")
-    folder = tmp_path / "a model"
+    folder = tmp_path / "a model, lr=1"
     folder.symlink_to(model_dir)
     models = ["--model", f"main={folder}", f"'deep={folder}' --no-expected", f"'one={folder}' --num_codebooks 1"]
     common = ["--device", "cpu", "--window_s", "0.96", "--max_songs", "1"]
@@ -112,6 +112,9 @@ def test_the_commands_excerpts_and_report(corpus, tmp_path, capsys):
         (["--bounds", "mixture", "--starts_s", "3"], "excerpt_s"),
         (["--bounds", "mixture", "mixture"], "names of their own"),
         (["--model", " "], "takes [NAME=]PATH"),
+        (["--model", "a=no such folder"], "needs quotes of its own"),
+        (["--model", "a=b --num_cand 4"], "takes [NAME=]PATH"),
+        (["--model", "a=b --num_candidates many"], "--num_candidates: invalid int value: 'many'"),
     ],
 )
 def test_what_the_command_refuses(corpus, tmp_path, capsys, arguments, message):

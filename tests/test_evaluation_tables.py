@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from evaluation_mss.summary import bootstrap_interval, summarize_difference, summarize_score
+from evaluation_mss.score_lines import Result
+from evaluation_mss.summary import bootstrap_interval, summarize_differences, summarize_score
 from evaluation_mss.tables import render_tables
 
 # Means and their uncertainty
@@ -43,18 +44,28 @@ def test_means_are_over_excerpts_then_songs_then_stems():
     assert "mean" not in summarize_score({"vocals": vocals}, ["vocals", "drums"], 0)
 
 
-def test_differences_are_paired_by_song():
-    """Songs far apart and systems a constant apart: the difference is certain, where the means are not."""
-    names, stems = [f"song{index}" for index in range(8)], ["vocals", "drums"]
-    ours = {stem: [(song, 10.0 * index) for index, song in enumerate(names)] for stem in stems}
-    theirs = {"vocals": [(song, value + 1) for song, value in ours["vocals"]], "drums": ours["drums"][:-1]}
-    cells = summarize_difference(ours, theirs, stems, seed=0)
+def test_differences_are_paired():
+    """Excerpts far apart and systems a constant apart: the difference is certain, where the means are not."""
+
+    def results(offsets: dict[str, float], excerpts: range) -> dict[str, Result]:
+        found = {}
+        for excerpt in excerpts:  # two of each song
+            values = {stem: 10.0 * excerpt + offset for stem, offset in offsets.items()}
+            found[f"excerpt{excerpt}"] = Result(f"song{excerpt // 2}", {"usdr": values})
+        return found
+
+    stems = ["vocals", "drums"]
+    ours, theirs = results({"vocals": 0, "drums": 0}, range(16)), results({"vocals": 1, "drums": 0}, range(15))
+    theirs["excerpt0"].scores["usdr"]["drums"] = None
+    cells = summarize_differences(ours, theirs, ["usdr", "visqol"], stems, seed=0)["usdr"]
+    # The last excerpt has no pair: its song counts by the other one.
     assert [cells["vocals"][key] for key in ("mean", "low", "high", "num_songs")] == [-1, -1, -1, 8]
-    assert cells["drums"]["mean"] == 0 and cells["drums"]["num_songs"] == 7  # the eighth has no pair
+    assert [cells["drums"][key] for key in ("mean", "low", "high", "num_songs")] == [0, 0, 0, 8]
     assert cells["mean"]["mean"] == -0.5
-    wide = summarize_score(ours, stems, seed=0)["vocals"]
+    wide = summarize_score({"vocals": [(str(index), 10.0 * index) for index in range(16)]}, stems, seed=0)["vocals"]
     assert wide["high"] - wide["low"] > 20
-    assert list(summarize_difference({"vocals": ours["vocals"]}, theirs, stems, 0)) == ["vocals"]
+    vocals_alone = summarize_differences(results({"vocals": 0}, range(16)), theirs, ["usdr"], stems, seed=0)
+    assert list(vocals_alone["usdr"]) == ["vocals"]
 
 
 # Tables
@@ -165,5 +176,6 @@ def test_several_models_make_table_3():
     assert names == ["| system", "| ---", "| full", "| a1"]
     difference = {"usdr": {"vocals": cell(-0.25, -0.5, 0.125), "drums": cell(1.0, num_songs=1)}}
     summary["systems"]["a1"] |= {"reference": "full", "differences": difference}
-    table = render_tables(summary).split("## Table 3 (ablations): differences\n")[1].split("##")[0]
-    assert "| a1 | full | usdr (dB) | -0.25 [-0.50, 0.12] | 1.00 (n=1) | - |" in table.splitlines()
+    table = render_tables(summary).split("## Table 3 (ablations): differences from the first model\n")[1].split("##")[0]
+    assert "usdr: torchmetrics 1.9.0; seed 7; 2026-11-22; 2 songs. How much more" in table
+    assert "| a1 | full | usdr (dB) | -0.25 [-0.50, 0.12] | 1.00 (n=1) | - | 2 | `hash a1` |" in table.splitlines()

@@ -1,7 +1,11 @@
 """Discriminative peers, trained by the same script and scored as baselines, and the table that they are rows of."""
 
 import json
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -123,9 +127,13 @@ def test_the_shipped_tables_have_rows_that_can_be_built():
     for name in ("ablations.yaml", "ablations_demo.yaml"):
         options = ["--config", str(ROOT / "configs" / name), "--codec", "codec", "--manifests", "songs"]
         table = ablations.Ablations(ablations.parse_arguments([*options, "--output_dir", "nowhere"]))
-        assert list(table.facts)[:5] == ["main", "other_seed", "a1", "a2", "a3"] and len(table.facts) == 12
+        seeds, paper = ["seed_1", "seed_2"], ["a1", "a2", "a3"]
+        assert list(table.facts)[:6] == ["main", *seeds, *paper] and len(table.facts) == 12
         assert {row.of for row in table.table.rows.values()} == {None, "main"}
-        assert [row for row, facts in table.facts.items() if facts["train"]] == ["other_seed"]
+        assert {row: facts["train"][1:] for row, facts in table.facts.items() if facts["train"]} == {
+            "seed_1": ["1"],
+            "seed_2": ["2"],
+        }
         helps = {}
         for row, facts in table.facts.items():
             config = load_config(table.config, table.overrides(row))
@@ -142,7 +150,7 @@ def test_the_shipped_tables_have_rows_that_can_be_built():
         on = [2, True, True, "codebook", "conformer", "sequential"]
         differ = {row: [place for place in range(6) if values[place] != on[place]] for row, values in helps.items()}
         singles = ["no_prefix_stride", "no_aligned_conditioning", "no_track_embeddings", "no_code_embedding"]
-        expected = {"main": [], "other_seed": [], "a1": [4], "a2": [], "a3": [2, 5], "no_helps": [0, 1, 2, 3]}
+        expected = {"main": [], "a1": [4], "a2": [], "a3": [2, 5], "seed_1": [], "seed_2": []}
         expected |= {row: [i] for i, row in enumerate(singles)}
         assert differ == expected
 
@@ -176,11 +184,18 @@ def test_two_rows_are_trained_and_scored_in_one_table(tmp_path, config, corpus, 
 
 
 FAKE_TRAINING = """
-import os, sys
+import os, signal, sys, time
 from pathlib import Path
 folder = Path(sys.argv[sys.argv.index("--output_dir") + 1])
 if folder.name == "bad":
     sys.exit("out of memory")
+if folder.name == "slow":  # as training does: what was asked to end leaves all that it has, and calls it a success
+    received = []
+    signal.signal(signal.SIGTERM, lambda *arguments: received.append(arguments))
+    (folder / "started").touch()
+    while not received:
+        time.sleep(0.01)
+    time.sleep(0.5)
 (folder / "final").mkdir(exist_ok=True)
 places = [os.environ.get(name, "-") for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
 (folder / "final" / "README.md").write_text(" ".join([*places, *sys.argv]))
@@ -192,6 +207,7 @@ import os, sys
 from pathlib import Path
 with open(Path(__file__).with_suffix(".log"), "a") as log:
     log.write(os.environ.get("CUDA_VISIBLE_DEVICES", "-") + " " + " ".join(sys.argv[1:]) + chr(10))
+sys.exit(3 if "--fail" in sys.argv and "0" in sys.argv else 0)
 """
 
 
@@ -235,6 +251,37 @@ def test_rows_share_the_gpus_and_a_bad_one_does_not_stop_the_others(
     assert "--jobs 2 is for CPUs" in capsys.readouterr().err
 
 
+def test_a_shard_that_fails_is_said(tmp_path, config, corpus, calls, capsys, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert ablations.main(table_arguments(tmp_path, corpus, config, {"one": {}}, evaluate=["--fail"])) == 1
+    errors = json.loads(capsys.readouterr().out.splitlines()[-1])["errors"]
+    assert errors == {"evaluate": "mss-lm evaluate ended with [3, 0], see above"}
+
+
+def test_a_row_that_is_interrupted_does_not_count_as_finished(tmp_path, config, corpus, calls, capsys):
+    """Also if somebody insists while it ends."""
+    settings = table_arguments(tmp_path, corpus, config, {"slow": {}})
+
+    def interrupt():
+        while not (tmp_path / "out" / "slow" / "started").exists():
+            time.sleep(0.01)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+
+    before = {number: signal.getsignal(number) for number in ablations.STOP_SIGNALS}
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        assert ablations.main(settings) == 130
+    finally:
+        thread.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "slow" / "final").exists() and not calls.exists()
+
+
 def test_rows_share_the_cores_of_a_cpu(tmp_path, config, corpus, calls, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
@@ -263,6 +310,10 @@ def test_rows_that_are_not_equal_are_refused(tmp_path, config, corpus, calls, ca
     assert "'separator' or 'peer'" in fails()
     table_arguments(tmp_path, corpus, config, {"one": {"of": "two", "decoding": "--no-expected"}})
     assert "Rows are to decode ['two']" in fails()
+    table_arguments(tmp_path, corpus, config, {"one": {}, "two": {"of": "one", "decoding": "--top_p high"}})
+    assert "invalid float value: 'high'" in fails()
+    table_arguments(tmp_path, corpus, config, {"one": {"train": ["--set", "separator.seed=1"]}})
+    assert "belongs into the `changes`" in fails()
     table_arguments(tmp_path, corpus, config, {"one": {}, "two": {"of": "one", "changes": {"separator": {}}}})
     assert "has `of` and `decoding` and nothing else" in fails()
 
