@@ -189,7 +189,9 @@ class Ablations:
         """Of a process that has a device, or a share of the cores."""
         environment = dict(os.environ) if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device}
         if self.options.jobs > 1:
-            environment["OMP_NUM_THREADS"] = str(max(torch.get_num_threads() // self.options.jobs, 1))
+            share = str(max(torch.get_num_threads() // self.options.jobs, 1))
+            # ViSQOL's numba would give torch all cores again, and rows that take each other's take five times as long.
+            environment |= {"OMP_NUM_THREADS": share, "NUMBA_NUM_THREADS": share}
         return environment
 
     def evaluate(self) -> dict[str, str]:

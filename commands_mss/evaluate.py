@@ -30,7 +30,7 @@ from .separate import add_quality_arguments
 
 METRICS = ["visqol", "dnsmos", "nisqa", "usdr", "si_sdr", "csdr", "log_wmse", "mel_distance"]
 BASELINES = ["spleeter", "htdemucs", "bs_roformer", "scnet"]
-BOUNDS = ["mixture", "codec", "codec_filtered", "ideal_ratio_mask", "reference"]
+BOUNDS = ["mixture", "equal_shares", "codec", "codec_filtered", "ideal_ratio_mask", "reference"]
 
 
 def add_arguments(parser: argparse.ArgumentParser):

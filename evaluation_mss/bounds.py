@@ -1,6 +1,7 @@
 """What can be expected at least and at most: systems that know the true stems, or nothing at all.
 
 - mixture: the mixture as estimate of every stem; a separator that is worse should not have run.
+- equal_shares: the mixture in equal parts, one for each stem; a separator that is not better has not separated.
 - codec: the true stems through the codec, which is all that a language model over its codes can generate.
 - codec_filtered: the Wiener filter driven by those: the most of the output "filtered".
 - ideal_ratio_mask: the same filter driven by the true stems themselves, what any codec might reach.
@@ -39,6 +40,11 @@ class Bound:
 
 def estimate_mixture(song: EvaluationSong) -> torch.Tensor:
     return song.mixture.expand_as(song.references)
+
+
+def estimate_equal_shares(song: EvaluationSong) -> torch.Tensor:
+    """Parts that add up to the mixture, as filtered stems do, and know nothing of it."""
+    return estimate_mixture(song) / len(song.references)
 
 
 def estimate_references(song: EvaluationSong) -> torch.Tensor:
@@ -80,13 +86,14 @@ def estimate_ideal_ratio_mask(song: EvaluationSong) -> torch.Tensor:
     return torch.cat(filtered, dim=-1)
 
 
-FREE_BOUNDS = {
-    "mixture": estimate_mixture,
-    "ideal_ratio_mask": estimate_ideal_ratio_mask,
-    "reference": estimate_references,
+FREE_BOUNDS = {  # name -> where the estimates come from, and how
+    "mixture": ("the mixture", estimate_mixture),
+    "equal_shares": ("the mixture", estimate_equal_shares),
+    "ideal_ratio_mask": ("from the true stems", estimate_ideal_ratio_mask),
+    "reference": ("from the true stems", estimate_references),
 }
 CODEC_BOUNDS = {"codec": estimate_codec, "codec_filtered": estimate_codec_filtered}
-BOUNDS = ("mixture", "codec", "codec_filtered", "ideal_ratio_mask", "reference")
+BOUNDS = ("mixture", "equal_shares", "codec", "codec_filtered", "ideal_ratio_mask", "reference")
 
 
 def load_bound(name: str, codec_path: str | None = None, device: torch.device | str | None = None) -> Bound:
@@ -99,7 +106,7 @@ def load_bound(name: str, codec_path: str | None = None, device: torch.device | 
         ValueError: an unknown bound, or one that needs a codec and got none; and what `CodecRoundTrip` raises.
     """
     if name in FREE_BOUNDS:
-        return Bound(name, "from the true stems" if name != "mixture" else "the mixture", FREE_BOUNDS[name])
+        return Bound(name, *FREE_BOUNDS[name])
     if name not in CODEC_BOUNDS:
         raise ValueError(f"The bound must be one of {list(BOUNDS)}, got {name!r}.")
     if codec_path is None:

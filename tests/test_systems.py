@@ -419,6 +419,8 @@ def test_bounds(codec_dir):
     assert all(list(stems) == STEMS for stems in estimates.values())
     by_name = {name: torch.stack(list(stems.values())) for name, stems in estimates.items()}
     torch.testing.assert_close(by_name["mixture"], song.mixture.expand(4, -1, -1))
+    torch.testing.assert_close(by_name["equal_shares"].sum(dim=0), song.mixture)
+    assert (by_name["equal_shares"] == by_name["equal_shares"][:1]).all()
     torch.testing.assert_close(by_name["reference"], song.references)
 
     gain = mixture_gain(song.mixture)
