@@ -190,7 +190,7 @@ class Ablations:
         environment = dict(os.environ) if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device}
         if self.options.jobs > 1:
             share = str(max(torch.get_num_threads() // self.options.jobs, 1))
-            # ViSQOL's numba would give torch all cores again: shards then took five to ten times as long.
+            # ViSQOL's numba would give torch all cores again: separations then took five times as long, or more.
             environment |= {"OMP_NUM_THREADS": share, "NUMBA_NUM_THREADS": share}
         return environment
 

@@ -87,8 +87,7 @@ def summarize(
     Args:
         results: of everything in the folder, see `score_lines.collect`.
         seed: of the bootstrap.
-        ablations: names of systems, the first of which others are compared with: the first one that is generative with
-            those that are, another with the others.
+        ablations: names of systems. The others are compared with the first of them that is generative, or not, as they.
     """
     by_system = {}
     for system in systems:
@@ -150,8 +149,7 @@ def summarize_differences(
 ) -> dict[str, dict]:
     """How much more a system has than a reference, as `summarize_score` has it; results by excerpt.
 
-    Excerpts differ more than systems do, so what is averaged is the difference on each excerpt for which both have a
-    value.
+    What is averaged is the difference on each excerpt for which both have a value: how hard it is does not count.
     """
     differences = {}
     for score in scores:
