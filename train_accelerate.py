@@ -35,8 +35,9 @@ from training_mss.codec_step import CodecStage
 from training_mss.configuration import TrainingConfig, load_config
 from training_mss.export import publish, write_model_card
 from training_mss.hubert_step import HubertStage
-from training_mss.inputs import TrainingCrops, validation_batches
+from training_mss.inputs import TrainingCrops, validation_crops
 from training_mss.loop import NonFiniteLossError, RunOptions, Training
+from training_mss.mask_step import MaskStage
 from training_mss.peer_step import PeerStage
 from training_mss.reporting import RunLog
 from training_mss.separator_step import SeparatorStage
@@ -50,12 +51,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     what = parser.add_argument_group("what to train")
-    what.add_argument("--stage", choices=["hubert", "codec", "separator", "peer"], required=True)
+    what.add_argument("--stage", choices=["hubert", "codec", "masks", "separator", "peer"], required=True)
     what.add_argument("--config", required=True, metavar="FILE", help="a YAML file, as in configs/")
     what.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change fields of the configuration")
     what.add_argument("--manifests", nargs="+", required=True, metavar="PATH", help="made by `mss-lm prepare`")
     what.add_argument("--hubert", metavar="PATH", help="for the codec: folder or Hub id, e.g. bosonai/hubert_base")
-    what.add_argument("--codec", metavar="PATH", help="for the separator: folder or Hub id of a whole codec")
+    what.add_argument("--codec", metavar="PATH", help="for masks and separator: folder or Hub id of a whole codec")
     what.add_argument(
         "--init_from", metavar="PATH", help="codec or separator to go on from: folder, Hub id, checkpoint"
     )
@@ -96,8 +97,9 @@ def build_stage(options: argparse.Namespace, config: TrainingConfig) -> Stage:
     if options.stage == "peer":
         return PeerStage(config)
     if options.codec is None:
-        raise ValueError("The separator's stage needs a codec: pass --codec, e.g. the output of --stage codec.")
-    return SeparatorStage(config, codec_path=options.codec, init_from=options.init_from)
+        raise ValueError(f"Stage {options.stage} needs a codec: pass --codec, e.g. the output of --stage codec.")
+    stage = MaskStage if options.stage == "masks" else SeparatorStage
+    return stage(config, codec_path=options.codec, init_from=options.init_from)
 
 
 def train(options: argparse.Namespace, started: float) -> None:
@@ -111,10 +113,14 @@ def train(options: argparse.Namespace, started: float) -> None:
         step_scheduler_with_optimizer=False,  # one step of the schedule per update, on any number of processes
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    # The codec has LSTMs, which CPUs do not have in bf16; of the other stages only the separator's was tried.
-    if accelerator.device.type == "cpu" and stage_config.mixed_precision == "bf16" and options.stage != "separator":
+    # The codec has LSTMs, which CPUs do not have in bf16; of the other stages only masks and separator were tried.
+    if (
+        accelerator.device.type == "cpu"
+        and stage_config.mixed_precision == "bf16"
+        and options.stage not in ("masks", "separator")
+    ):
         raise ValueError(
-            f"On a CPU, bf16 is for the stage separator alone. Add --set {options.stage}.mixed_precision=no"
+            f"On a CPU, bf16 is for the stages masks and separator alone. Add --set {options.stage}.mixed_precision=no"
         )
     torch.set_float32_matmul_precision("high")
     set_seed(options.seed)  # the same initial weights in every process
@@ -135,7 +141,7 @@ def train(options: argparse.Namespace, started: float) -> None:
         encode=getattr(stage, "tokenise", None),
         cache_dir=options.cache_dir,
     )
-    validation = validation_batches(
+    validation = validation_crops(
         stage_config.crops,
         options.manifests,
         config.stems,
@@ -168,7 +174,7 @@ def train(options: argparse.Namespace, started: float) -> None:
     training.export(final)
     if accelerator.is_main_process:
         songs = [song for manifest in options.manifests for song in read_manifest(manifest)]
-        write_model_card(final, options.stage, config, state, songs, log.last_scores)
+        write_model_card(final, options.stage, config, state, songs, state.best_scores or log.last_scores)
         if options.push_to_hub:
             publish(final, options.push_to_hub)
     accelerator.end_training()

@@ -14,7 +14,7 @@ import torch
 
 import mss_lm  # noqa: F401
 from modeling_mss import MssForConditionalGeneration
-from processing_mss import MssProcessor, filter_windows
+from processing_mss import MssProcessor, WindowEstimate, filter_windows
 from processing_mss.windowing_mss import overlap_add, split_windows, window_starts
 
 from .separation_quality import RATE, Scores, find_excerpts, seam_difference
@@ -56,7 +56,8 @@ def measure(path: str, excerpts: list[torch.Tensor], prompt_frames: int):
                 seconds = time.perf_counter() - started
                 audio = processor.batch_decode(codes, model.codec)
                 generated = overlap_add(audio, starts, overlap, length)[:, None].expand_as(references)
-                filtered = filter_windows(audio, starts, overlap, 1.0, RATE, [mixture], length, RATE)
+                estimates = (WindowEstimate(window.shape[-1], window) for window in audio)
+                filtered = filter_windows(estimates, starts, overlap, 1.0, RATE, [mixture], length, RATE)
                 for output, estimates in (("generated", generated), ("filtered", torch.cat(list(filtered), dim=-1))):
                     seam = seam_difference(estimates, references, window, overlap)
                     scores.add(f"{output}, {decoding}, {name}", estimates, references, seconds, seam)

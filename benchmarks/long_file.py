@@ -41,7 +41,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, nargs="+", default=[4, 60])
     parser.add_argument("--sampling_rate", type=int, default=22050)
-    parser.add_argument("--output", choices=["filtered", "generated"], default="filtered")
+    parser.add_argument("--output", choices=["masked", "filtered", "generated"], default="filtered")
     parser.add_argument("--model", help="folder or Hub id (default: the one that ships with the package)")
     parser.add_argument("--batch_size", type=int, default=16)
     options = parser.parse_args()

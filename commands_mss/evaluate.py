@@ -121,9 +121,8 @@ def _add_systems(parser: argparse.ArgumentParser):
     group.add_argument(
         "--outputs",
         nargs="+",
-        choices=["filtered", "generated"],
-        default=["filtered", "generated"],
-        help="of models (default: both)",
+        choices=["masked", "filtered", "generated"],
+        help="of models (default: all that each of them has)",
     )
 
 
@@ -221,20 +220,25 @@ def load_others(options: argparse.Namespace) -> list:
 
 def load_models(options: argparse.Namespace) -> list:
     """Each model in each output mode."""
-    from evaluation_mss.systems import ModelSystem
+    from evaluation_mss.systems import ModelSystem, outputs_of
     from processing_mss import SeparationOptions
+    from processing_mss.options_mss import TOKEN_OPTIONS
 
     systems = []
     for given in options.model:
         name, path, own = read_model(given, options)
         asked = {key: value for key, value in vars(own).items() if key in SeparationOptions.__dataclass_fields__}
         of_filter = {"expected": None, "filter_iterations": 0}  # what `generated` has instead
+        of_tokens = dict.fromkeys((*TOKEN_OPTIONS, "seed"))  # what `masked` does not have
         of_filter["combine"] = None if own.combine == "mean" else own.combine
         changed = {key for key, value in asked.items() if value != getattr(options, key)}
-        for output in options.outputs:
+        for output in options.outputs or outputs_of(path):
+            if output == "masked" and changed & of_tokens.keys():
+                continue  # what is this model's own is for tokens
             if output == "generated" and changed and changed <= of_filter.keys():
                 continue  # what is this model's own is for the filter: the same stems again
-            wanted = SeparationOptions(**(asked | of_filter if output == "generated" else asked))
+            without = {"masked": of_tokens, "filtered": {}, "generated": of_filter}[output]
+            wanted = SeparationOptions(**(asked | without))
             systems.append(ModelSystem(path, output, wanted, options.device, f"{name} {output}"))
     return systems
 

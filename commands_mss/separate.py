@@ -35,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser):
     wanted.add_argument("--two_stems", metavar="STEM", help="write this stem, and all the rest as no_STEM")
     parser.add_argument(
         "--output",
-        choices=["filtered", "generated"],
-        default="filtered",
-        help="filtered: the mixture, divided among the stems, which add up to it; generated: the codec's waveform, "
-        "mono (default: %(default)s)",
+        choices=["masked", "filtered", "generated"],
+        help="masked: the song, divided among the stems by the encoder's masks, in seconds; filtered: the same, with "
+        "what the language model generates taken into account; generated: the codec's waveform, mono (default: what "
+        "the model does best)",
     )
     add_file_arguments(parser)
     add_quality_arguments(parser)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,9 +11,19 @@ from torch.utils.data import Dataset
 
 from .audio_files import PACKED_SUFFIX, default_cache_dir, read_piece
 from .manifest import Song, read_manifest
+from .resampled_crops import at_speed, piece_length
 
-SILENCE_RMS = 1e-3  # -60 dBFS: a crop whose mixture is quieter is drawn again
+SILENCE_RMS = 1e-3  # -60 dBFS: what is quieter is drawn again
 MAX_ATTEMPTS = 10
+SILENT_STEM_ATTEMPTS = 2  # places tried again for a stem that is silent
+
+
+class Place(NamedTuple):
+    """Where a stem of a crop comes from: number of the song, start in seconds, and speed (2 is an octave up)."""
+
+    song: int
+    start_s: float
+    speed: float = 1.0
 
 
 class StemDataset(Dataset):
@@ -29,6 +40,10 @@ class StemDataset(Dataset):
         sampling_rate: in hertz (Hz).
         epoch_size: crops of an epoch; as many as cover the songs once if not given.
         remix_probability: share of crops whose stems come from different songs and times.
+        audible_probability: share of silent stems of these crops that are drawn again, so that a stem which is seldom
+            heard, as vocals are, is learned too.
+        max_semitones: crops are played faster or slower by up to so much, uniformly in semitones; stems of different
+            songs each at a speed of their own.
         source_weights: how often each `source` is drawn, relative to the others; in proportion to duration if not
             given. Within a source, songs are drawn in proportion to their durations.
         min_confidence: leave out separated songs whose stems add up worse than this.
@@ -49,17 +64,24 @@ class StemDataset(Dataset):
         sampling_rate: int = 48000,
         epoch_size: int | None = None,
         remix_probability: float = 0.0,
+        audible_probability: float = 0.0,
+        max_semitones: float = 0.0,
         source_weights: dict[str, float] | None = None,
         min_confidence: float | None = None,
         seed: int = 0,
         cache_dir: str | os.PathLike | None = None,
     ):
-        if not 0 <= remix_probability <= 1 or crop_s <= 0:
-            raise ValueError(f"Need 0 <= remix_probability <= 1 and crop_s > 0, got {remix_probability}, {crop_s}.")
+        if not (0 <= remix_probability <= 1 and 0 <= audible_probability <= 1 and max_semitones >= 0 and crop_s > 0):
+            raise ValueError(
+                "Need probabilities in 0-1, max_semitones >= 0 and crop_s > 0, got "
+                f"{remix_probability=}, {audible_probability=}, {max_semitones=}, {crop_s=}."
+            )
         self.stems = list(stems)
         self.sampling_rate = sampling_rate
         self.num_samples = round(crop_s * sampling_rate)
         self.remix_probability = remix_probability
+        self.audible_probability = audible_probability
+        self.max_semitones = max_semitones
         self.seed = seed
         self.cache_dir = Path(cache_dir or default_cache_dir())
         self.songs = [song for song in _all_songs(manifests) if song.split == split]
@@ -100,39 +122,60 @@ class StemDataset(Dataset):
         for _ in range(MAX_ATTEMPTS):
             places = self.draw(rng)
             stems = self.read(places)
+            for _ in range(SILENT_STEM_ATTEMPTS):
+                again = self.draw_silent_again(places, is_silent(stems).tolist(), rng)
+                if again == places:
+                    break
+                places = again
+                stems = self.read(places)
             mixture = stems.sum(dim=0)
-            if mixture.square().mean().sqrt() > SILENCE_RMS:
+            if not is_silent(mixture):
                 break
-        return {"stems": stems, "mixture": mixture, "song_ids": [self.songs[song].id for song, _ in places]}
+        return {"stems": stems, "mixture": mixture, "song_ids": [self.songs[place.song].id for place in places]}
 
     def rng(self, index: int) -> np.random.Generator:
         """Where the draws of crop `index` of this epoch come from; any index from 0 on, beyond the epoch's end too."""
         return np.random.default_rng([self.seed, int(self._epoch), index])
 
-    def draw(self, rng: np.random.Generator) -> list[tuple[int, float]]:
-        """Choose a crop without reading it: of each stem the number of its song and the start in seconds."""
+    def draw(self, rng: np.random.Generator) -> list[Place]:
+        """Choose a crop without reading it: of each stem where it comes from."""
         place = self._draw_place(rng, self._cumulated)
         if rng.random() >= self.remix_probability:
             return [place] * len(self.stems)
         shares = [self._cumulated_of[stem] for stem in self.stems]
         return [place if share is None else self._draw_place(rng, share) for share in shares]
 
-    def read(self, places: list[tuple[int, float]]) -> torch.Tensor:
+    def draw_silent_again(self, places: list[Place], silent: list[bool], rng: np.random.Generator) -> list[Place]:
+        """Other places for some of the silent stems of a crop whose stems come from different songs."""
+        if not self.audible_probability or len(set(places)) == 1:
+            return places
+        again = [is_silent and rng.random() < self.audible_probability for is_silent in silent]
+        shares = [self._cumulated_of[stem] for stem in self.stems]
+        return [
+            self._draw_place(rng, share) if redraw and share is not None else place
+            for place, redraw, share in zip(places, again, shares)
+        ]
+
+    def read(self, places: list[Place]) -> torch.Tensor:
         """The crop at what `draw` chose: `(S, T)` float32."""
         stems = torch.zeros(len(self.stems), self.num_samples)
-        for row, stem, (song, start_s) in zip(stems, self.stems, places):
+        for row, stem, (song, start_s, speed) in zip(stems, self.stems, places):
+            length = piece_length(self.num_samples, speed)
             for path in self.paths(self.songs[song], stem):
-                row += read_piece(path, start_s, self.num_samples, self.sampling_rate, self.cache_dir)
+                piece = read_piece(path, start_s, length, self.sampling_rate, self.cache_dir)
+                row += at_speed(piece, self.num_samples)
         return stems
 
     def paths(self, song: Song, stem: str) -> list[Path]:
         """Files of a song that make up a stem: see `stem_paths`."""
         return stem_paths(song, stem, self.stems)
 
-    def _draw_place(self, rng: np.random.Generator, cumulated: np.ndarray) -> tuple[int, float]:
+    def _draw_place(self, rng: np.random.Generator, cumulated: np.ndarray) -> Place:
         # What `rng.choice(len(songs), p=shares)` does, without summing up the shares at every draw.
         song = int(cumulated.searchsorted(rng.random(), side="right"))
-        return song, rng.uniform(0, max(0.0, self.songs[song].duration - self.num_samples / self.sampling_rate))
+        speed = 2 ** (rng.uniform(-1, 1) * self.max_semitones / 12) if self.max_semitones else 1.0
+        length_s = piece_length(self.num_samples, speed) / self.sampling_rate
+        return Place(song, rng.uniform(0, max(0.0, self.songs[song].duration - length_s)), speed)
 
     def _check_packed_rate(self, song: Song):
         files = [path for stem in self.stems for path in self.paths(song, stem)]
@@ -141,6 +184,11 @@ class StemDataset(Dataset):
                 f"The song {song.id!r} is packed at {song.sampling_rate} Hz, and the dataset is to have "
                 f"{self.sampling_rate}: pack it again with `mss-lm prepare pack --sampling_rate {self.sampling_rate}`."
             )
+
+
+def is_silent(waveforms: torch.Tensor) -> torch.Tensor:
+    """`(..., T)` -> `(...)`."""
+    return waveforms.square().mean(dim=-1).sqrt() <= SILENCE_RMS
 
 
 def stem_paths(song: Song, stem: str, stems: list[str]) -> list[Path]:

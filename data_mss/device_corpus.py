@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import torch
 
 from .audio_files import PACKED_SUFFIX, open_packed, read_piece
-from .dataset import MAX_ATTEMPTS, SILENCE_RMS, StemDataset
+from .dataset import MAX_ATTEMPTS, SILENT_STEM_ATTEMPTS, Place, StemDataset, is_silent
 from .manifest import Song
+from .resampled_crops import at_speed, piece_length
 
 
 class DeviceCorpus:
@@ -27,9 +29,8 @@ class DeviceCorpus:
     def __init__(self, dataset: StemDataset, device: str | torch.device, max_bytes: int | None = None):
         self.dataset = dataset
         # One sample more than a song has: the start of a crop is rounded. Shorter songs end in silence.
-        lengths = [
-            max(dataset.num_samples, math.ceil(song.duration * dataset.sampling_rate) + 1) for song in dataset.songs
-        ]
+        longest = piece_length(dataset.num_samples, 2 ** (dataset.max_semitones / 12))
+        lengths = [max(longest, math.ceil(song.duration * dataset.sampling_rate) + 1) for song in dataset.songs]
         self.num_bytes = 2 * len(dataset.stems) * sum(lengths)
         if max_bytes is not None and self.num_bytes > max_bytes:
             raise ValueError(
@@ -60,25 +61,50 @@ class DeviceCorpus:
         waits for the device once, and once more for each time that any was silent.
         """
         rngs = [self.dataset.rng(index) for index in indices]
-        stems = self._gather([self.dataset.draw(rng) for rng in rngs])
+        stems = self._audible_crops(rngs)
         mixture = stems.sum(dim=1)
         for _ in range(MAX_ATTEMPTS - 1):
-            silent = mixture.square().mean(dim=-1).sqrt() <= SILENCE_RMS
-            rows = silent.nonzero().flatten().tolist()
+            rows = is_silent(mixture).nonzero().flatten().tolist()
             if not rows:
                 break
-            again = self._gather([self.dataset.draw(rngs[row]) for row in rows])
+            again = self._audible_crops([rngs[row] for row in rows])
             stems[rows], mixture[rows] = again, again.sum(dim=1)
         return {"stems": stems, "mixture": mixture}
 
-    def _gather(self, places: list[list[tuple[int, float]]]) -> torch.Tensor:
-        rate, (num_stems, total) = self.dataset.sampling_rate, self._audio.shape
+    def _audible_crops(self, rngs: list[np.random.Generator]) -> torch.Tensor:
+        """One draw of a crop from each generator, silent stems of remixed ones drawn again as in the dataset."""
+        dataset = self.dataset
+        places = [dataset.draw(rng) for rng in rngs]
+        stems = self._gather(places)
+        rows = list(range(len(rngs))) if dataset.audible_probability else []
+        for _ in range(SILENT_STEM_ATTEMPTS):
+            if not rows:
+                break
+            silent = is_silent(stems[rows]).tolist()
+            again = [dataset.draw_silent_again(places[row], of_row, rngs[row]) for row, of_row in zip(rows, silent)]
+            changed = {row: new for row, new in zip(rows, again) if new != places[row]}
+            if rows := list(changed):
+                stems[rows] = self._gather(list(changed.values()))
+            for row, new in changed.items():
+                places[row] = new
+        return stems
+
+    def _gather(self, places: list[list[Place]]) -> torch.Tensor:
+        dataset, (num_stems, total) = self.dataset, self._audio.shape
+        flat = self._audio.flatten()
         starts = [
-            stem * total + self._offsets[song] + round(start_s * rate)
+            stem * total + self._offsets[place.song] + round(place.start_s * dataset.sampling_rate)
             for crop in places
-            for stem, (song, start_s) in enumerate(crop)
+            for stem, place in enumerate(crop)
         ]
+        if dataset.max_semitones:
+            lengths = [piece_length(dataset.num_samples, place.speed) for crop in places for place in crop]
+            pieces = [
+                at_speed(flat[start : start + length].float().div_(32768), dataset.num_samples)
+                for start, length in zip(starts, lengths)
+            ]
+            return torch.stack(pieces).unflatten(0, (-1, num_stems))
         # All windows of the corpus as a view without memory, (starts, T); one index operation picks B * S of them.
-        windows = self._audio.flatten().unfold(0, self.dataset.num_samples, 1)
+        windows = flat.unfold(0, dataset.num_samples, 1)
         stems = windows[torch.tensor(starts, device=self._audio.device)].float().div_(32768)
         return stems.unflatten(0, (-1, num_stems))

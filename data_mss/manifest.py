@@ -12,8 +12,8 @@ STEM_ALIASES = {
     "vocals": "vocals vocal voice voices singing lead_vocals backing_vocals lead choir".split(),
     "drums": "drums drum percussion drumkit kick snare hihat cymbals toms".split(),
     "bass": "bass bass_guitar bassline synth_bass double_bass".split(),
-    "other": "other others accompaniment instrumental guitar guitars piano keys keyboard synth strings brass organ "
-    "pads fx melody".split(),
+    "other": "other others accompaniment instrumental guitar guitars piano keys keyboard synth strings violin violins "
+    "brass organ pads fx melody".split(),
 }
 
 

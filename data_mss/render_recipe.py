@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from .render_production import Room
+from .render_synthesizer import BassSynth
 
-TOPICS = ("length", "score", "instruments", "vocals", "production")  # each has its own random numbers
+TOPICS = ("length", "score", "instruments", "vocals", "production", "synthesizer")  # each has its own random numbers
 
 
 @dataclass
@@ -26,6 +27,7 @@ class RenderConfig:
         recorded_share: share of songs with real vocals among those with vocals, where both kinds are there.
         instrumental_share: share of songs without vocals.
         doubling_share, harmony_share: share of sung songs with a second take, and with a second voice.
+        synthesizer_share: share of songs whose bass is a synthesizer's.
         synthetic_vocals: without it speech is not made to sing.
         split: of all songs; if not given, 5 % are for validation and 5 % for testing.
     """
@@ -43,6 +45,7 @@ class RenderConfig:
     instrumental_share: float = 0.08
     doubling_share: float = 0.35
     harmony_share: float = 0.3
+    synthesizer_share: float = 0.35
     synthetic_vocals: bool = True
     split: str | None = None
 
@@ -55,7 +58,8 @@ class RenderConfig:
             folder = getattr(self, name)
             if folder is not None and not Path(folder).is_dir():
                 raise ValueError(f"`{name}` must be a folder, got {folder}.")
-        for name in ("midi_share", "recorded_share", "instrumental_share", "doubling_share", "harmony_share"):
+        shares = ("midi", "recorded", "instrumental", "doubling", "harmony", "synthesizer")
+        for name in (f"{share}_share" for share in shares):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be in 0-1, got {getattr(self, name)}.")
 
@@ -81,7 +85,7 @@ class Channel:
 
 @dataclass
 class Played:
-    """A part as it was played: by which soundfont, or by which folder's one-shots."""
+    """A part as it was played: by which soundfont, which folder's one-shots, or (`synth`) by the synthesizer."""
 
     name: str
     stem: str
@@ -89,6 +93,7 @@ class Played:
     notes: int
     player: str
     channel: Channel
+    synth: BassSynth | None = None
 
 
 @dataclass

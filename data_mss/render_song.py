@@ -35,6 +35,7 @@ from .render_recipe import (
 )
 from .render_score import Arrangement, Part, find_midi, read_arrangement
 from .render_singing import SingingStyle, analyse, harmonize, sing_melody
+from .render_synthesizer import BassSynth, draw_bass_synth, ducking_gain, play_bass_synth
 from .render_voices import find_audio, place_recorded, read_speech, speak
 
 T = TypeVar("T")
@@ -172,8 +173,13 @@ def produce(waveform: np.ndarray, channel: Channel) -> np.ndarray:
     return pan(waveform * (10 ** (channel.level_db / 20) * 0.1 / rms), channel.position, channel.width)
 
 
-def play(part: Part, soundfont: str, kit: dict[str, np.ndarray] | None, duration: float) -> np.ndarray:
-    """A part `(2, duration * 48000)` before production; drums by one-shots if there is a kit of them."""
+def play(
+    part: Part, soundfont: str, kit: dict[str, np.ndarray] | None, synth: BassSynth | None, duration: float
+) -> np.ndarray:
+    """A part `(2, duration * 48000)` before production; drums by one-shots if there is a kit of them, the bass by a
+    synthesizer if there is one."""
+    if part.stem == "bass" and synth is not None:
+        return play_bass_synth(part.notes, synth, duration)
     if part.is_drum and kit is not None:
         return play_one_shots(part.notes, kit, duration)
     return load_soundfont(soundfont).play(part, duration)
@@ -198,14 +204,23 @@ def render_song(config: RenderConfig, index: int) -> tuple[dict[str, np.ndarray]
     kit = choose_kit(one_shots, rng) if one_shots else None
     soundfonts = [str(rng.choice(config.soundfonts)) for _ in parts]
 
+    rng = random_numbers(config.seed, index, "synthesizer")
+    synth = draw_bass_synth(rng) if rng.random() < config.synthesizer_share else None
+
     rng = random_numbers(config.seed, index, "production")
     room = Room(float(rng.uniform(0.3, 3)), float(rng.uniform(0.005, 0.04)), float(rng.uniform(0, 1)))
     tracks, played = [], []
     for part, soundfont in zip(parts, soundfonts):
         channel = draw_channel(part.stem, part.name, arrangement.tempo, rng)
-        tracks.append((part.stem, produce(play(part, soundfont, kit, duration), channel), channel))
+        waveform = produce(play(part, soundfont, kit, synth, duration), channel)
+        own_synth = synth if part.stem == "bass" else None
+        if own_synth is not None:
+            kicks = [note for drums in parts if drums.is_drum for note in drums.notes]
+            waveform = waveform * ducking_gain(kicks, own_synth, waveform.shape[1])
+        tracks.append((part.stem, waveform, channel))
         player = config.drums_dir if part.is_drum and kit is not None else Path(soundfont).name
-        played.append(Played(part.name, part.stem, part.program, len(part.notes), player, channel))
+        player = "synthesizer" if own_synth is not None else player
+        played.append(Played(part.name, part.stem, part.program, len(part.notes), player, channel, own_synth))
     if vocals is not None:
         sung.channel = draw_channel("vocals", "vocals", arrangement.tempo, rng)
         tracks.append(("vocals", produce(vocals, sung.channel), sung.channel))

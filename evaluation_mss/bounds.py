@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from processing_mss import filter_windows, wiener_filter
+from processing_mss import WindowEstimate, filter_windows, wiener_filter
 from processing_mss.filtering_mss import BLOCK_FRAMES, fft_size
 
 from .roundtrip import CodecRoundTrip, mixture_gain
@@ -59,8 +59,9 @@ def estimate_codec(song: EvaluationSong, roundtrip: CodecRoundTrip) -> torch.Ten
 def estimate_codec_filtered(song: EvaluationSong, roundtrip: CodecRoundTrip) -> torch.Tensor:
     """As the pipeline does: windows meet as power spectra, not as waveforms."""
     gain, num_samples = mixture_gain(song.mixture), song.mixture.shape[-1]
+    windows = roundtrip.windows(song.references, song.sampling_rate, gain)
     blocks = filter_windows(
-        roundtrip.windows(song.references, song.sampling_rate, gain),
+        (WindowEstimate(len(window[0]), window) for window in windows),
         roundtrip.starts(num_samples, song.sampling_rate),
         roundtrip.overlap,
         gain,

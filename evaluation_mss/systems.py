@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-import modeling_mss  # noqa: F401  (registers the model with transformers)
+import modeling_mss  # also registers the model with transformers
 from data_mss.manifest import canonical_stem
 from data_mss.teachers import default_device
 from processing_mss import AUDIO_SUFFIXES, SeparationOptions, read_audio, resample
@@ -44,11 +44,11 @@ class ModelSystem:
 
     Args:
         model_path: folder or Hub id.
-        output: "filtered" or "generated".
+        output: "masked", "filtered" or "generated".
         options: everything else that a call of the pipeline may say (seed, decoding, windows); `output` replaces its
             own.
         device: accelerate's for this process, or CUDA if there is one, if it is not said.
-        name: of the line; "mss-lm filtered" or "mss-lm generated" if it is not said.
+        name: of the line; "mss-lm filtered" and the like if it is not said.
 
     Raises:
         ValueError: options that the model does not have, or `two_stems`, which is no stem of a song.
@@ -93,6 +93,11 @@ class ModelSystem:
             for stem, names in names_of_stems(self._pipeline.model.config.stems, song.stems).items()
             if found.keys() >= set(names)  # not all are generated if the options name stems
         }
+
+
+def outputs_of(model_path: str) -> list[str]:
+    """The outputs that a separator is good for, best first."""
+    return list(modeling_mss.MssConfig.from_pretrained(local_folder(str(model_path))).outputs)
 
 
 class StemFolderSystem:

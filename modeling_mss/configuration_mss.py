@@ -18,6 +18,10 @@ class MssEncoderConfig(PreTrainedConfig):
         conv_norm (`str`): norm inside the convolution module, `"batch_norm"` (as in the Conformer paper) or
             `"layer_norm"` (statistics of one frame: the same in training and inference, whatever the batch).
         dropout (`float`): after every module and inside the feed-forward modules.
+        conv_channels (`list[int]`, *optional*): widths of a convolutional stem on the time x mel plane before the
+            Conformer (off in the paper): one residual block a width, the bands halved from one to the next. Multiples
+            of 4.
+        num_masks (`int`): masks that the encoder gives, one a stem; set by `MssConfig.mask_head`.
     """
 
     model_type = "mss_encoder"
@@ -30,12 +34,29 @@ class MssEncoderConfig(PreTrainedConfig):
     conv_kernel_size: int = 31
     conv_norm: str = "batch_norm"
     dropout: float = 0.1
+    conv_channels: list[int] | tuple | None = None
+    num_masks: int = 0
     rope_theta: float = 10000.0
     initializer_range: float = 0.02
+
+    @property
+    def bottom_size(self) -> int:
+        """Values of a frame at the bottom of the convolutional stem; without one, the mel bands."""
+        if not self.conv_channels:
+            return self.num_mel_bins
+        return self.conv_channels[-1] * self.num_mel_bins // 2 ** (len(self.conv_channels) - 1)
 
     def validate_architecture(self):
         """Called by the `strict` decorator after construction."""
         _require_one_of(self, "conv_norm", ("batch_norm", "layer_norm"))
+        channels = self.conv_channels or []
+        if any(width <= 0 or width % 4 for width in channels):
+            raise ValueError(f"`conv_channels` must be positive multiples of 4, got {channels}.")
+        if channels and self.num_mel_bins % 2 ** (len(channels) - 1):
+            raise ValueError(
+                f"`num_mel_bins` ({self.num_mel_bins}) must be divisible by {2 ** (len(channels) - 1)}: "
+                f"{len(channels)} `conv_channels` halve the bands {len(channels) - 1} times."
+            )
         if self.conv_kernel_size % 2 == 0:
             raise ValueError(f"`conv_kernel_size` must be odd, got {self.conv_kernel_size}.")
         if self.hidden_size % (2 * self.num_attention_heads):
@@ -81,6 +102,18 @@ class MssConfig(PreTrainedConfig):
         track_embeddings (`bool`): add a learned vector of its track to every position (sequential only).
         code_embedding (`str`): `"learned"`, a table per path and layer, or `"codebook"`, the codec's frozen vectors and
             a projection per path.
+        mask_head (`bool`): the encoder also says which share of the mixture each stem has in every mel band and frame
+            (`masks`). With `encoder_config.conv_channels` the masks are made by the mirror of that stem.
+        mask_loss_weight (`float`): of the masks' loss beside that of the codes, where both are trained.
+        mask_temperature (`float`): logits of masks are divided by it; above 1 masks are less sure. It is chosen on
+            validation songs, after training, and changes neither the loss nor what the language model is told.
+        masked_conditioning (`bool`): also tell every position the log-mel of the mixture under its own track's mask, at
+            the time whose code it predicts (sequential only). No gradient goes that way into the masks.
+        token_share (`float`): a of `filtered` output, whose masks are mask^(1 - a) * share^a, normalised, where share
+            is the power of the generated stem over that of all; for models with `mask_head`.
+        outputs (`list[str]`, *optional*): what the checkpoint is good for, best first: "masked" (needs `mask_head`),
+            "filtered", "generated". The first is the pipeline's default; others than these it refuses. If not given,
+            "masked" if there is a `mask_head`, "filtered", "generated".
         encoder_config, decoder_config (`LlamaConfig`), codec_config (`HCodecConfig`, decoding half): parts, as
             configurations or dictionaries.
         untrained (`bool`): says that a checkpoint holds random weights; the pipeline then warns.
@@ -98,6 +131,12 @@ class MssConfig(PreTrainedConfig):
     aligned_conditioning: bool = False
     track_embeddings: bool = False
     code_embedding: str = "learned"
+    mask_head: bool = False
+    mask_loss_weight: float = 1.0
+    mask_temperature: float = 1.0
+    masked_conditioning: bool = False
+    token_share: float = 0.5
+    outputs: list[str] | tuple | None = None
     encoder_config: dict | PreTrainedConfig | None = None
     decoder_config: dict | PreTrainedConfig | None = None
     codec_config: dict | PreTrainedConfig | None = None
@@ -118,6 +157,10 @@ class MssConfig(PreTrainedConfig):
         self.decoder_config = LlamaConfig(**{**_paper_decoder_config(), **decoder_config, **tokens})
         self.codec_config = HCodecConfig(**{**_as_dict(self.codec_config), "decoder_only": True})
         self.stems = list(self.stems)
+        if isinstance(self.encoder_config, MssEncoderConfig):
+            self.encoder_config.num_masks = len(self.stems) if self.mask_head else 0
+        if self.outputs is None:
+            self.outputs = self.possible_outputs
         if self.codebook_loss_weights is None:
             self.codebook_loss_weights = [2.0] + [1.0] * (self.num_codebooks - 1)
         super().__post_init__(**kwargs)
@@ -148,6 +191,11 @@ class MssConfig(PreTrainedConfig):
         return self.codebook_size
 
     @property
+    def possible_outputs(self) -> list[str]:
+        """What a model of this architecture can be good for."""
+        return [*(["masked"] if self.mask_head else []), "filtered", "generated"]
+
+    @property
     def num_lanes(self) -> int:
         """Tracks that share a position: 1, or all of them in parallel generation."""
         return len(self.stems) if self.track_generation == "parallel" else 1
@@ -157,12 +205,31 @@ class MssConfig(PreTrainedConfig):
         """Frames of the conditional encoder (50 a second) per code frame (12.5 a second) of a path."""
         return self.codec_config.stride
 
+    @property
+    def encoder_frames_per_code(self) -> int:
+        """Frames of the conditional encoder per position, of which a code frame has two: one of each path."""
+        return self.prefix_frames_per_code_frame // 2
+
     def validate_architecture(self):
         """Called by the `strict` decorator after construction."""
         _require_one_of(self, "conditional_encoder", ("conformer", "hubert"))
         _require_one_of(self, "track_generation", ("sequential", "parallel"))
         _require_one_of(self, "code_embedding", ("learned", "codebook"))
         _require_one_of(self, "prefix_stride", (1, 2, 4))
+        if not self.outputs or not set(self.outputs) <= set(self.possible_outputs):
+            raise ValueError(
+                f"`outputs` must be some of {self.possible_outputs} with mask_head={self.mask_head}, "
+                f"got {self.outputs}."
+            )
+        if self.mask_head and self.conditional_encoder == "hubert":
+            raise ValueError("`mask_head` needs conditional_encoder='conformer': masks lie on the log-mel plane.")
+        if self.masked_conditioning and not (self.mask_head and self.track_generation == "sequential"):
+            raise ValueError("`masked_conditioning` needs `mask_head` and `track_generation='sequential'`.")
+        if self.mask_temperature <= 0 or not 0 <= self.token_share <= 1:
+            raise ValueError(
+                "Need a positive `mask_temperature` and 0 <= `token_share` <= 1, "
+                f"got {self.mask_temperature} and {self.token_share}."
+            )
         if not self.stems or len(set(self.stems)) != len(self.stems):
             raise ValueError(f"`stems` must name at least one track, each once, got {self.stems}.")
         if len(self.codebook_loss_weights) != self.num_codebooks:

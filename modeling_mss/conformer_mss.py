@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_mss import MssEncoderConfig
+from .masks_mss import MssConvStem, MssMaskHead
 from .rotary_mss import rotary_attention
 
 
@@ -82,15 +83,21 @@ class MssConformerBlock(GradientCheckpointingLayer):
 
 
 class MssEncoder(nn.Module):
-    """Log-mel frames `(B, L, num_mel_bins)` -> `(B, L, hidden_size)`, at the same rate (50 a second)."""
+    """Log-mel frames `(B, L, num_mel_bins)` -> frames `(B, L, hidden_size)` at the same rate (50 a second), and logits
+    of masks `(B, num_masks, L, num_mel_bins)`, None without a mask head."""
 
     def __init__(self, config: MssEncoderConfig):
         super().__init__()
-        self.embed = nn.Linear(config.num_mel_bins, config.hidden_size)
+        self.conv_stem = MssConvStem(config) if config.conv_channels else None
+        self.embed = nn.Linear(config.bottom_size, config.hidden_size)
         self.layers = nn.ModuleList([MssConformerBlock(config) for _ in range(config.num_hidden_layers)])
+        self.mask_head = MssMaskHead(config) if config.num_masks else None
 
-    def forward(self, input_features: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.embed(input_features)
+    def forward(self, input_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        planes = self.conv_stem(input_features) if self.conv_stem else []
+        # The bands of all channels of a frame, (B, C, L, M) -> (B, L, C * M).
+        frames = planes[-1].transpose(1, 2).flatten(2) if planes else input_features
+        hidden_states = self.embed(frames)
         for layer in self.layers:
             hidden_states = layer(hidden_states)
-        return hidden_states
+        return hidden_states, self.mask_head(hidden_states, planes) if self.mask_head else None

@@ -327,7 +327,8 @@ class MssGenerationMixin(GenerationMixin):
         if limits and not settings.do_sample:
             raise ValueError(f"{limits} have an effect on sampling only: pass do_sample=True as well.")
 
-        prefix = self.encode_mixture(input_features, input_values)
+        mixture = self.encode_mixture(input_features, input_values)
+        prefix = mixture.prefix
         tracks = [names.index(stem) for stem in stems]
         num_blocks = 1 + max(tracks) if self.config.num_lanes == 1 else 1
         grammar = TokenGrammar(prefix.shape[1], self.num_code_frames(prefix), num_blocks)
@@ -336,7 +337,7 @@ class MssGenerationMixin(GenerationMixin):
             sampler=CodeSampler(settings, self._noise(seed, grammar, prefix) if settings.do_sample else None),
             cache=Cache([PreallocatedLayer(grammar.length) for _ in self.decoder.layers]),
             positions=torch.arange(grammar.length, device=prefix.device)[None],
-            position_embeds=self.position_embeds(prefix, num_blocks),
+            position_embeds=self.position_embeds(mixture, num_blocks),
             prompt=self._prompt(prompt_codes, prompt_frames, tracks, grammar, prefix),
             codebooks=[],
             codes=self._by_position(grammar, prefix, self.config.num_codebooks, torch.long),

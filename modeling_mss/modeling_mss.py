@@ -23,6 +23,7 @@ from transformers.utils import ModelOutput
 from .configuration_mss import MssConfig
 from .conformer_mss import MssEncoder
 from .generation_mss import MssGenerationMixin
+from .masks_mss import mask_loss, scaled_log_mel
 from .modeling_hcodec import HCodecModel, HubertFeatures
 
 ACOUSTIC, SEMANTIC = 0, 1  # the two paths of the codec, in the order in which they alternate
@@ -32,15 +33,32 @@ ACOUSTIC, SEMANTIC = 0, 1  # the two paths of the codec, in the order in which t
 class MssOutput(ModelOutput):
     """Result of teacher forcing.
 
-    loss: scalar. logits `(B, stems, 2 F + 1, Q, V + 1)`: position j scores code j of its track (E at j = 2 F); class V
-    is E, minus infinity where E cannot be. codebook_losses and codebook_accuracies `(stems, Q)`, means over positions
-    (label-smoothed cross-entropy in nats, before weighting; share of positions whose arg max is the label).
+    loss: scalar, of the codes and `mask_loss_weight` times that of the masks, whichever targets were given. logits
+    `(B, stems, 2 F + 1, Q, V + 1)`: position j scores code j of its track (E at j = 2 F); class V is E, minus infinity
+    where E cannot be. codebook_losses and codebook_accuracies `(stems, Q)`, means over positions (label-smoothed
+    cross-entropy in nats, before weighting; share of positions whose arg max is the label).
+    mask_loss: scalar. masks `(B, stems, L, num_mel_bins)`, see `MssForConditionalGeneration.masks`.
     """
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
     codebook_losses: torch.FloatTensor | None = None
     codebook_accuracies: torch.FloatTensor | None = None
+    mask_loss: torch.FloatTensor | None = None
+    masks: torch.FloatTensor | None = None
+
+
+@dataclass
+class MssMixture(ModelOutput):
+    """What the conditional encoder makes of windows of the mixture.
+
+    prefix `(B, P, H)` with P = L / prefix_stride: F_mix. mask_logits `(B, stems, L, num_mel_bins)`, and masked_log_mel,
+    the log-mel of the mixture under each mask, of the same shape, without a gradient: with a mask head only.
+    """
+
+    prefix: torch.FloatTensor | None = None
+    mask_logits: torch.FloatTensor | None = None
+    masked_log_mel: torch.FloatTensor | None = None
 
 
 class MssCodeEmbedding(nn.Module):
@@ -91,6 +109,8 @@ class MssPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, nn.EmbeddingBag):
             initialization.normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            initialization.kaiming_uniform_(module.weight, a=5**0.5)  # as torch has it
 
 
 class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
@@ -116,6 +136,11 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
         self.code_embedding = MssCodeEmbedding(config)
         if config.track_embeddings:
             self.track_embedding = nn.Embedding(len(config.stems), hidden_size)
+        if config.masked_conditioning:
+            values = config.encoder_frames_per_code * config.encoder_config.num_mel_bins
+            self.mask_adapter = nn.Sequential(
+                nn.Linear(values, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+            )
         self.decoder = LlamaModel(config.decoder_config)
         num_heads = config.num_lanes * config.num_codebooks
         self.acoustic_head = nn.Linear(hidden_size, num_heads * (config.codebook_size + 1), bias=False)
@@ -129,6 +154,8 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
         super().train(mode)
         # Frozen, also after `from_pretrained`, which makes new parameters and then calls this.
         self.codec.eval().requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in self.encoder.parameters()):
+            self.encoder.eval()  # nothing in it learns: no dropout
         return self
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
@@ -146,15 +173,12 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
 
     def encode_mixture(
         self, input_features: torch.Tensor | None = None, input_values: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """The prefix F_mix.
+    ) -> MssMixture:
+        """The prefix F_mix, and with a mask head the masks.
 
         Args:
             input_features: log-mel frames `(B, L, num_mel_bins)`, for the Conformer.
             input_values: 16 kHz mono waveform `(B, T)`, for the HuBERT of ablation A1.
-
-        Returns:
-            `(B, P, H)` with P = L / prefix_stride.
 
         Raises:
             ValueError: the input is not the one this model reads, or no whole number of code frames long.
@@ -163,30 +187,59 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
         inputs = input_values if wanted == "input_values" else input_features
         if inputs is None:
             raise ValueError(f"This model reads `{wanted}` (conditional encoder: {self.config.conditional_encoder!r}).")
-        frames = self.encoder(inputs.to(self.adapter.weight.dtype))
+        inputs = inputs.to(self.adapter.weight.dtype)
+        frames, mask_logits = (self.encoder(inputs), None) if wanted == "input_values" else self.encoder(inputs)
         if frames.shape[1] == 0 or frames.shape[1] % self.config.prefix_frames_per_code_frame:
             raise ValueError(
                 f"`{wanted}` must cover whole code frames: got {frames.shape[1]} encoder frames, allowed are multiples "
                 f"of {self.config.prefix_frames_per_code_frame}."
             )
-        stride = self.config.prefix_stride
-        return self.adapter(frames.unflatten(1, (-1, stride)).flatten(2))
+        prefix = self.adapter(frames.unflatten(1, (-1, self.config.prefix_stride)).flatten(2))
+        if mask_logits is None:
+            return MssMixture(prefix)
+        return MssMixture(prefix, mask_logits, inputs[:, None] + mask_logits.detach().log_softmax(dim=1))
 
-    def position_embeds(self, prefix: torch.Tensor, num_blocks: int) -> torch.Tensor:
+    def masks(self, input_features: torch.Tensor) -> torch.Tensor:
+        """Which share of the mixture each stem has; needs no language model.
+
+        Args:
+            input_features: log-mel frames `(B, L, num_mel_bins)` of any length L.
+
+        Returns:
+            `(B, stems, L, num_mel_bins)` float32; the stems add up to 1.
+
+        Raises:
+            ValueError: the model has no mask head.
+        """
+        if not self.config.mask_head:
+            raise ValueError("This model has no masks: it was configured with mask_head=False.")
+        _, logits = self.encoder(input_features.to(self.adapter.weight.dtype))
+        return self._as_masks(logits)
+
+    def _as_masks(self, mask_logits: torch.Tensor) -> torch.Tensor:
+        return (mask_logits.float() / self.config.mask_temperature).softmax(dim=1)
+
+    def position_embeds(self, mixture: MssMixture, num_blocks: int) -> torch.Tensor:
         """What the helps for small models add to the positions of the blocks: `(B, num_blocks, 2 F + 1, H)`.
 
         `aligned_conditioning`: a position gets the mixture of the half code frame (40 ms) whose code it predicts; the
-        last one, which predicts E, gets nothing. `track_embeddings`: the vector of the block's track.
+        last one, which predicts E, gets nothing. `masked_conditioning`: the same of the mixture under the mask of the
+        block's track. `track_embeddings`: the vector of the block's track.
         """
+        prefix, stride = mixture.prefix, self.config.prefix_stride
         batch, length = len(prefix), 2 * self.num_code_frames(prefix) + 1
+        frames_per_code = self.config.encoder_frames_per_code
         embeds = prefix.new_zeros(1, 1, 1, prefix.shape[-1])
         if self.config.aligned_conditioning:
-            stride, frames_per_code = self.config.prefix_stride, self.config.prefix_frames_per_code_frame // 2
             if stride <= frames_per_code:
                 aligned = prefix.unflatten(1, (-1, frames_per_code // stride)).mean(dim=2)
             else:
                 aligned = prefix.repeat_interleave(stride // frames_per_code, dim=1)
             embeds = embeds + functional.pad(aligned, (0, 0, 0, 1))[:, None]
+        if self.config.masked_conditioning:
+            told = scaled_log_mel(mixture.masked_log_mel[:, :num_blocks])
+            told = self.mask_adapter(told.unflatten(2, (-1, frames_per_code)).flatten(3))
+            embeds = embeds + functional.pad(told, (0, 0, 0, 1))
         if self.config.track_embeddings:
             embeds = embeds + self.track_embedding.weight[:num_blocks, None]
         return embeds.expand(batch, num_blocks, length, -1)
@@ -236,19 +289,43 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
         input_features: torch.Tensor | None = None,
         input_values: torch.Tensor | None = None,
         audio_codes: torch.Tensor | None = None,
+        stem_powers: torch.Tensor | None = None,
         return_logits: bool = True,
     ) -> MssOutput:
-        """Teacher forcing.
+        """Teacher forcing of the codes, loss of the masks, or both.
 
         Args:
             input_features, input_values: the mixture, see `encode_mixture`.
-            audio_codes: `(B, stems, 2 F, Q)` int64, acoustic and semantic codes alternating.
+            audio_codes: `(B, stems, 2 F, Q)` int64, acoustic and semantic codes alternating. Without them, but with
+                `stem_powers`, the language model is left out.
+            stem_powers: mel powers `(B, stems, L, num_mel_bins)` of the true stems (`mel_power_spectrogram` of
+                processing_mss), for the loss of the masks.
             return_logits: False saves their memory in training (26 MB a crop at the paper's size).
 
         Raises:
-            ValueError: `audio_codes` are missing or do not fit the mixture.
+            ValueError: no targets, targets that do not fit the mixture, or `stem_powers` without a mask head.
         """
-        prefix = self.encode_mixture(input_features, input_values)
+        mixture = self.encode_mixture(input_features, input_values)
+        output = MssOutput()
+        if audio_codes is not None or stem_powers is None:
+            output = self._code_output(mixture, audio_codes, return_logits)
+        if mixture.mask_logits is not None:
+            output.masks = self._as_masks(mixture.mask_logits)
+        if stem_powers is not None:
+            expected = None if mixture.mask_logits is None else tuple(mixture.mask_logits.shape)
+            if tuple(stem_powers.shape) != expected:
+                raise ValueError(
+                    f"`stem_powers` must have shape (batch, stems, frames, bands) = {expected} for this mixture (None: "
+                    f"this model has no mask head), got {tuple(stem_powers.shape)}."
+                )
+            output.mask_loss = mask_loss(mixture.mask_logits, stem_powers)
+            weighted = self.config.mask_loss_weight * output.mask_loss
+            output.loss = weighted if output.loss is None else output.loss + weighted
+        return output
+
+    def _code_output(self, mixture: MssMixture, audio_codes: torch.Tensor | None, return_logits: bool) -> MssOutput:
+        """Loss, logits and scores of the codes."""
+        prefix = mixture.prefix
         num_frames = self.num_code_frames(prefix)
         expected = (len(prefix), len(self.config.stems), 2 * num_frames, self.config.num_codebooks)
         if audio_codes is None or tuple(audio_codes.shape) != expected:
@@ -257,7 +334,7 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
                 f"got {None if audio_codes is None else tuple(audio_codes.shape)}. To separate, use `generate`."
             )
         blocks = self.block_embeds(self.to_blocks(audio_codes))
-        blocks = blocks + self.position_embeds(prefix, blocks.shape[1])
+        blocks = blocks + self.position_embeds(mixture, blocks.shape[1])
         embeds = torch.cat((self.prefix_embeds(prefix), blocks.flatten(1, 2)), dim=1)
         hidden_states = self.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
         hidden_states = hidden_states[:, 1 + prefix.shape[1] :].unflatten(1, blocks.shape[1:3])

@@ -23,8 +23,8 @@ from .audio_io_mss import (
     write_audio,
 )
 from .clipping_mss import limit_blocks
-from .feature_extraction_mss import MssFeatureExtractor, log_mel_spectrogram
-from .filtering_mss import filter_windows, wiener_filter
+from .feature_extraction_mss import MssFeatureExtractor, log_mel_spectrogram, mel_power_spectrogram
+from .filtering_mss import WindowEstimate, filter_windows, wiener_filter
 from .options_mss import SeparationOptions
 from .pipeline_mss import AudioSourceSeparationPipeline
 from .processing_mss import MssProcessor
@@ -59,10 +59,12 @@ __all__ = [
     "MssProcessor",
     "SeparationOptions",
     "StreamingResampler",
+    "WindowEstimate",
     "check_format",
     "filter_windows",
     "limit_blocks",
     "log_mel_spectrogram",
+    "mel_power_spectrogram",
     "read_audio",
     "resample",
     "wiener_filter",

@@ -20,6 +20,18 @@ def _mel_filters(n_fft: int, num_mel_bins: int, sampling_rate: int) -> torch.Ten
     return torch.from_numpy(filters).float()  # (n_fft / 2 + 1, num_mel_bins)
 
 
+def _spectrum(waveform: torch.Tensor, n_fft: int, hop_length: int) -> torch.Tensor:
+    """`(..., T)` -> complex `(..., T / hop_length, n_fft / 2 + 1)`; frames as `log_mel_spectrogram` describes them."""
+    num_samples = waveform.shape[-1]
+    if num_samples % hop_length or num_samples < n_fft:
+        raise ValueError(f"Need a multiple of {hop_length} samples and at least {n_fft}, got {num_samples}.")
+    margin = (n_fft - hop_length) // 2
+    padded = torch.nn.functional.pad(waveform.float().reshape(-1, num_samples), (margin, margin), mode="reflect")
+    window = torch.hann_window(n_fft, device=waveform.device)
+    spectrum = torch.stft(padded, n_fft, hop_length, window=window, center=False, return_complex=True)
+    return spectrum.transpose(1, 2).reshape(*waveform.shape[:-1], -1, n_fft // 2 + 1)
+
+
 def log_mel_spectrogram(
     waveform: torch.Tensor,
     sampling_rate: int = 48000,
@@ -41,16 +53,27 @@ def log_mel_spectrogram(
     Raises:
         ValueError: T is too short or no multiple.
     """
-    num_samples = waveform.shape[-1]
-    if num_samples % hop_length or num_samples < n_fft:
-        raise ValueError(f"Need a multiple of {hop_length} samples and at least {n_fft}, got {num_samples}.")
-    margin = (n_fft - hop_length) // 2
-    padded = torch.nn.functional.pad(waveform.float().reshape(-1, num_samples), (margin, margin), mode="reflect")
-    window = torch.hann_window(n_fft, device=waveform.device)
-    spectrum = torch.stft(padded, n_fft, hop_length, window=window, center=False, return_complex=True)
     filters = _mel_filters(n_fft, num_mel_bins, sampling_rate).to(waveform.device)
-    mel = spectrum.abs().transpose(1, 2) @ filters
-    return (mel + 1e-10).log().view(*waveform.shape[:-1], -1, num_mel_bins)
+    return (_spectrum(waveform, n_fft, hop_length).abs() @ filters + 1e-10).log()
+
+
+def mel_power_spectrogram(
+    waveform: torch.Tensor,
+    sampling_rate: int = 48000,
+    n_fft: int = 2048,
+    hop_length: int = 960,
+    num_mel_bins: int = 120,
+) -> torch.Tensor:
+    """Powers in the bands and frames of `log_mel_spectrogram`: what masks on them are trained by.
+
+    Sums of squared magnitudes, where the other has sums of magnitudes: their ratios are the shares of a stem in the
+    energy of a band.
+
+    Args, returns and raises: as `log_mel_spectrogram`.
+    """
+    filters = _mel_filters(n_fft, num_mel_bins, sampling_rate).to(waveform.device)
+    spectrum = _spectrum(waveform, n_fft, hop_length)
+    return (spectrum.real.square() + spectrum.imag.square()) @ filters
 
 
 class MssFeatureExtractor(SequenceFeatureExtractor):

@@ -1,4 +1,4 @@
-"""Stems that are generated act as spectral estimates for a Wiener filter over the original mixture.
+"""Stems cut out of the original mixture, by masks of the encoder, by generated stems as spectral estimates, or by both.
 
 The codec's waveforms are mono and their phase is not the stem's, so only their power spectra are used: they say which
 share of every time-frequency bin of the mixture belongs to which stem. What comes out has the mixture's phase,
@@ -9,6 +9,9 @@ differ. `filter_windows` multiplies every window by the square root of its weigh
 mixture's rate, takes its power spectrum on the song's own grid of frames (frame l is centred on sample l * hop of the
 mixture), and adds up powers. So powers are blended with the weights of `overlap_add`, sample by sample, without a
 special case at the ends of windows; whatever a frame loses there, all stems lose alike.
+
+Masks of the encoder lie on mel bands and frames of their windows. They are interpolated to the song's frames, blended
+with the same weights, and then interpolated to the bins. Both together are mask^(1 - a) * share^a, normalised.
 
 A song of any length takes the memory of one block: ratio masks depend on one frame only, and a block is read with the
 margin that makes its samples equal those of the whole song. The spatial covariances of expectation maximisation are
@@ -22,14 +25,44 @@ masks); A. Nugraha, A. Liutkus and E. Vincent, "Multichannel music separation wi
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 
+from .masking_mss import masks_at_bins, masks_at_frames
 from .resampling_mss import resample
 from .windowing_mss import BlockBuffer
 
 EPS = 1e-10  # power below which a bin is silent: 30 dB below the noise of 16 bits, for music of RMS 0.1 and FFT 4096
 BLOCK_FRAMES = 256  # 6 s; longer blocks are slower on CPUs, whose caches they leave
+
+
+@dataclass
+class WindowEstimate:
+    """What is known of the stems of one window; one of the two, or both.
+
+    Args:
+        num_samples: N, length of the window at the model's rate.
+        audio: `(S, N)` mono, of which only magnitudes are used; or `(D, S, N)`, D draws whose powers are averaged.
+        masks: `(S, L, M)` on L frames that divide the window evenly and M mel bands, adding up to 1. With audio of some
+            stems only, one mask more than audio has stems: that of the rest.
+    """
+
+    num_samples: int
+    audio: torch.Tensor | None = None
+    masks: torch.Tensor | None = None
+
+
+@dataclass
+class PlacedWindow:
+    """A window on the song's own time axis: `start` and `length` in samples of the song, `audio` resampled and
+    weighted; `weight` `(N,)` and `masks` as they were."""
+
+    start: int
+    length: int
+    weight: torch.Tensor
+    audio: torch.Tensor | None
+    masks: torch.Tensor | None
 
 
 def fft_size(sampling_rate: int) -> int:
@@ -163,22 +196,26 @@ def wiener_filter(
         `(..., S, C, T)`, or S + 1 with `rest`. The stems add up to the mixture.
     """
     spectrum = stft(mixture, n_fft)
-    stems = _filter_spectrum(power(stft(estimates, n_fft)), spectrum, rest, exponent, iterations)
-    return istft(stems, mixture.shape[-1])
-
-
-def _filter_spectrum(
-    stem_power: torch.Tensor, mixture: torch.Tensor, rest: bool, exponent: float, iterations: int
-) -> torch.Tensor:
-    """Power `(..., S, F, L)`, mixture `(..., C, F, L)` -> stems `(..., S, C, F, L)`."""
+    stem_power = power(stft(estimates, n_fft))
     if rest:
-        stem_power = append_rest(stem_power, mixture)
-    stems = ratio_masks(stem_power, exponent)[..., None, :, :] * mixture[..., None, :, :, :]
+        stem_power = append_rest(stem_power, spectrum)
+    return istft(_apply(ratio_masks(stem_power, exponent), spectrum, iterations), mixture.shape[-1])
+
+
+def _apply(masks: torch.Tensor, mixture: torch.Tensor, iterations: int) -> torch.Tensor:
+    """Masks `(..., S, F, L)`, mixture `(..., C, F, L)` -> stems `(..., S, C, F, L)`."""
+    stems = masks[..., None, :, :] * mixture[..., None, :, :, :]
     return expectation_maximisation(stems, mixture, iterations) if iterations else stems
 
 
+def combine_masks(masks: torch.Tensor, shares: torch.Tensor, token_share: float) -> torch.Tensor:
+    """mask^(1 - a) * share^a, normalised over the stems, of two masks `(..., S, F, L)`; a is `token_share`."""
+    combined = masks.clamp(min=EPS) ** (1 - token_share) * shares.clamp(min=EPS) ** token_share
+    return combined / combined.sum(dim=-3, keepdim=True)
+
+
 def filter_windows(
-    windows: Iterable[torch.Tensor],
+    windows: Iterable[WindowEstimate],
     window_starts: list[int],
     overlap_samples: int,
     gain: float,
@@ -189,12 +226,12 @@ def filter_windows(
     rest: bool = False,
     exponent: float = 2.0,
     iterations: int = 0,
+    token_share: float = 0.5,
 ) -> Iterator[torch.Tensor]:
     """Stems of a song of any length, block by block, from estimates in windows. Both are read as they are needed.
 
     Args:
-        windows: `(S, N)` each, mono at `window_rate`, in order; they set the device. Or `(D, S, N)`, D draws of them,
-            whose powers are averaged.
+        windows: in order, all with the same kinds of estimates; their tensors set the device.
         window_starts, overlap_samples: at `window_rate`, as for `overlap_add`.
         gain: factor that brings the mixture to the level of the windows.
         window_rate: in hertz (Hz).
@@ -202,6 +239,7 @@ def filter_windows(
         num_samples: T, the length of the mixture.
         sampling_rate: in hertz (Hz).
         rest, exponent, iterations: see `wiener_filter`.
+        token_share: see `combine_masks`, where windows have both audio and masks.
 
     Yields:
         `(S, C, n)`, or S + 1 with `rest`: consecutive pieces of the stems, T samples in all. They add up to the
@@ -210,42 +248,71 @@ def filter_windows(
     n_fft = fft_size(sampling_rate)
     block = BLOCK_FRAMES * n_fft // 4
     song = BlockBuffer(mixture)
-    coming = resampled_windows(windows, window_starts, overlap_samples, window_rate, sampling_rate)
-    estimates = deque([next(coming)])  # those that the block can see
+    coming = place_windows(windows, window_starts, overlap_samples, window_rate, sampling_rate)
+    visible = deque([next(coming)])  # those that the block can see
     for begin in range(0, num_samples, block):
         end = min(begin + block, num_samples)
         # A sample is made by frames up to half an FFT away, which see samples up to as far again.
         first, last = max(begin - n_fft, 0), min(end + n_fft, num_samples)
-        while estimates[-1][0] < last and (following := next(coming, None)):
-            estimates.append(following)
-        while estimates[0][0] + estimates[0][1].shape[-1] <= first:
-            estimates.popleft()
-        spectrum = stft(song.read(first, last).to(estimates[0][1]) * gain, n_fft)
-        stem_power = spectrum.real.new_zeros(estimates[0][1].shape[-2], *spectrum.shape[-2:])
-        for start, estimate in estimates:
-            if start < last:
-                _add_power(stem_power, estimate, start - first, n_fft)
-        stems = istft(_filter_spectrum(stem_power, spectrum, rest, exponent, iterations), last - first)
+        while visible[-1].start < last and (following := next(coming, None)):
+            visible.append(following)
+        while visible[0].start + visible[0].length <= first:
+            visible.popleft()
+        seen = [window for window in visible if window.start < last]
+        spectrum = stft(song.read(first, last).to(seen[0].weight) * gain, n_fft)
+        masks = shares = None
+        if seen[0].audio is not None:
+            stem_power = spectrum.real.new_zeros(seen[0].audio.shape[-2], *spectrum.shape[-2:])
+            for window in seen:
+                _add_power(stem_power, window.audio, window.start - first, n_fft)
+            shares = ratio_masks(append_rest(stem_power, spectrum) if rest else stem_power, exponent)
+        if seen[0].masks is not None:
+            frames = first + torch.arange(spectrum.shape[-1], device=spectrum.device) * (n_fft // 4)
+            masks = masks_at_bins(_blend_masks(seen, frames), window_rate, n_fft, sampling_rate)
+        both = masks is not None and shares is not None
+        masks = combine_masks(masks, shares, token_share) if both else shares if masks is None else masks
+        stems = istft(_apply(masks, spectrum, iterations), last - first)
         yield stems[..., begin - first : end - first] / gain
 
 
-def resampled_windows(
-    windows: Iterable[torch.Tensor],
+def place_windows(
+    windows: Iterable[WindowEstimate],
     window_starts: list[int],
     overlap_samples: int,
     window_rate: int,
     sampling_rate: int,
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """Windows `(..., N)` -> where each begins in the song and what it says there `(..., n)`, both at `sampling_rate`.
-
-    Their powers add up to the blended power.
-    """
+) -> Iterator[PlacedWindow]:
+    """Windows where they stand in the song; powers of their audio add up to the blended power."""
     for index, (start, window) in enumerate(zip(window_starts, windows)):
-        weight = window_weight(index, window_starts, window.shape[-1], overlap_samples).to(window)
-        yield (
-            round(start * sampling_rate / window_rate),
-            resample(window * weight.sqrt(), window_rate, sampling_rate),
+        tensor = window.masks if window.audio is None else window.audio
+        weight = window_weight(index, window_starts, window.num_samples, overlap_samples).to(tensor)
+        audio = window.audio
+        if audio is not None:
+            audio = resample(audio * weight.sqrt(), window_rate, sampling_rate)
+        yield PlacedWindow(
+            start=round(start * sampling_rate / window_rate),
+            length=-(-window.num_samples * sampling_rate // window_rate),
+            weight=weight,
+            audio=audio,
+            masks=window.masks,
         )
+
+
+def _blend_masks(windows: list[PlacedWindow], frames: torch.Tensor) -> torch.Tensor:
+    """Masks `(S, N, M)` at frames that are centred on these samples of the song `(N,)`.
+
+    A frame that no window covers, as the last one of a song may be, has the masks of the nearest one.
+    """
+    total = weights = 0
+    for window in windows:
+        places = (frames - window.start).double() / window.length  # 0 to 1 along the window
+        samples = (places * len(window.weight)).long().clamp(0, len(window.weight) - 1)
+        # Never 0: what is beyond a window counts only where no other one counts.
+        inside = (places >= 0) & (places < 1)
+        weight = (torch.where(inside, window.weight[samples], 0) + 1e-6)[:, None]
+        total = total + weight * masks_at_frames(window.masks, places * window.masks.shape[-2] - 0.5)
+        weights = weights + weight
+    return total / weights
 
 
 def window_weight(index: int, starts: list[int], window: int, overlap: int) -> torch.Tensor:

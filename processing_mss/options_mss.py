@@ -3,9 +3,18 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-OUTPUTS = ("filtered", "generated")
 CLIP_MODES = ("none", "rescale", "clamp")
 COMBINATIONS = ("mean", "best")
+TOKEN_OPTIONS = (  # how tokens are drawn and used: `masked` output has none
+    "num_candidates",
+    "combine",
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "num_codebooks",
+    "expected",
+)
 
 
 @dataclass(frozen=True)
@@ -14,7 +23,7 @@ class SeparationOptions:
 
     stems: list[str] | None = None
     two_stems: str | None = None
-    output: str = "filtered"
+    output: str | None = None
     window_s: float | None = None
     overlap: float | None = None
     batch_size: int | None = None
@@ -33,10 +42,12 @@ class SeparationOptions:
 
     def check(self, config) -> None:
         """Raise ValueError for anything that a model with this configuration cannot do, or that contradicts itself."""
+        output = self.output or config.outputs[0]
         names = list(config.stems)
+        if output not in config.outputs:
+            raise ValueError(f"`output` must be among {config.outputs}, what this checkpoint is for, got {output!r}.")
         _require(self.stems is None or (self.stems and set(self.stems) <= set(names)), "stems", names, self.stems)
         _require(self.two_stems is None or self.two_stems in names, "two_stems", names, self.two_stems)
-        _require(self.output in OUTPUTS, "output", OUTPUTS, self.output)
         _require(self.clip_mode in CLIP_MODES, "clip_mode", CLIP_MODES, self.clip_mode)
         _require(self.combine in (None, *COMBINATIONS), "combine", COMBINATIONS, self.combine)
         for name, low in (("batch_size", 1), ("num_candidates", 1), ("num_codebooks", 1), ("filter_iterations", 0)):
@@ -51,10 +62,12 @@ class SeparationOptions:
             raise ValueError(f"`stems` must name each stem once, got {self.stems}.")
         if self.stems is not None and self.two_stems is not None:
             raise ValueError(f"`two_stems` gives {self.labels(config)}: leave `stems` out, got {self.stems}.")
-        if self.output == "generated" and (self.expected or self.filter_iterations or self.combine == "mean"):
+        if output == "generated" and (self.expected or self.filter_iterations or self.combine == "mean"):
             raise ValueError(
                 "`expected`, `filter_iterations` and combine='mean' are for output='filtered', got output='generated'."
             )
+        if output == "masked" and (given := [name for name in TOKEN_OPTIONS if getattr(self, name) is not None]):
+            raise ValueError(f"output='masked' draws no tokens, got {given}: leave them out, or choose another output.")
         if self.expected and self.num_codebooks is not None:
             raise ValueError(f"`expected` averages all codebooks: leave num_codebooks={self.num_codebooks} out.")
         if (self.num_candidates or 1) > 1 and self.do_sample is False:
@@ -62,15 +75,16 @@ class SeparationOptions:
                 f"num_candidates={self.num_candidates} needs draws that differ: leave `do_sample` out or set it True."
             )
 
-    def as_saved_with(self, generation_config) -> "SeparationOptions":
-        """With the number of candidates that the model was saved with (`num_return_sequences`), if none was asked for.
+    def as_saved_with(self, config, generation_config) -> "SeparationOptions":
+        """Complete: the model's own output and number of candidates (`num_return_sequences`), where none was asked for.
 
-        Greedy decoding, asked for or saved, has one.
+        Greedy decoding, asked for or saved, has one candidate, and so have masks.
         """
-        if self.num_candidates is not None:
-            return self
-        greedy = self.do_sample is False or not generation_config.do_sample
-        return replace(self, num_candidates=1 if greedy else generation_config.num_return_sequences or 1)
+        output, num_candidates = self.output or config.outputs[0], self.num_candidates
+        if num_candidates is None:
+            one = output == "masked" or self.do_sample is False or not generation_config.do_sample
+            num_candidates = 1 if one else generation_config.num_return_sequences or 1
+        return replace(self, output=output, num_candidates=num_candidates)
 
     @property
     def uses_averages(self) -> bool:
@@ -89,13 +103,13 @@ class SeparationOptions:
         return list(self.stems or config.stems)
 
     def generated_stems(self, config) -> list[str]:
-        """Names of the stems whose audio is needed, in the model's order or in that asked for.
+        """Names of the stems of which something must be known, in the model's order or in that asked for.
 
         All of them to rank candidates by what they explain, and to sum up generated stems. The filter takes every track
         that is generated on the way to the last one wanted, since each makes its denominator better and costs no step.
         """
         names = list(config.stems)
-        if self.keeps_best:
+        if self.keeps_best or self.output == "masked":
             return names
         if self.output == "generated":
             return names if self.two_stems else self.labels(config)

@@ -58,9 +58,11 @@ class AudioSourceSeparationPipeline(Pipeline):
             stems (`list[str]`, *optional*): those wanted, in this order; all if not given. Vocals are generated first:
                 alone they take a quarter of the steps.
             two_stems (`str`, *optional*): this stem and all the rest, e.g. "vocals" and "no_vocals".
-            output (`str`): `"filtered"`, the mixture's own sound, divided among the stems in proportion to the power of
-                what the model generates: all channels, sample-aligned; all stems add up to the mixture. `"generated"`,
-                the codec's waveform: mono. Both at the input's rate and length.
+            output (`str`, *optional*): `"masked"`, the mixture's own sound, divided among the stems by the encoder's
+                masks: all channels, sample-aligned; all stems add up to the mixture; no tokens are written, which takes
+                seconds for a song. `"filtered"`, the same with the power of what the language model generates taken
+                into account. `"generated"`, the codec's waveform: mono. All at the input's rate and length. If not
+                given, what the checkpoint does best (`outputs` of its configuration).
             window_s (`float`), overlap (`float`): window in seconds and share of it that is cross-faded.
             batch_size (`int`, *optional*): windows that are generated at once; if not given, as many as fit into a
                 GPU's free memory, 16 on CPUs. It is halved when memory runs out.
@@ -81,8 +83,8 @@ class AudioSourceSeparationPipeline(Pipeline):
             clip_mode (`str`): `"none"` leaves samples beyond full scale as they are, `"rescale"` makes the whole song
                 quieter if there are any, `"clamp"` cuts them.
             progress_callback (`Callable[[int, int], None]`): called with (steps done, steps in all) of the song, of
-                which every window has its share (404 for four stems of 4 s); an exception raised in it stops the
-                separation. Steps done go back when a batch has to be repeated in halves.
+                which every window has its share (404 for four stems of 4 s, 1 for `"masked"`); an exception raised in
+                it stops the separation. Steps done go back when a batch has to be repeated in halves.
 
         Returns:
             One dictionary per stem: `label`, `audio` (float32 `(channels, samples)`), `sampling_rate`. For a list of

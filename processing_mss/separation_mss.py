@@ -2,7 +2,7 @@
 
     song --(first pass)--> level
     song -> mono windows -> WindowSeparator -> estimates -+-> stitched, or
-    song -------------------------------------------------+-> Wiener filter -> stems
+    song -------------------------------------------------+-> masks and Wiener filter -> stems
 
 Every arrow is an iterator that takes what it needs from the one before.
 """
@@ -49,7 +49,7 @@ def separate_song(song: Song, model, processor, options: SeparationOptions) -> S
         ValueError: options that contradict each other, the model or the song.
     """
     options.check(model.config)
-    options = options.as_saved_with(model.generation_config)
+    options = options.as_saved_with(model.config, model.generation_config)
     if options.filter_iterations and song.num_channels > 2:
         raise ValueError(
             f"`filter_iterations` must be 0 for more than two channels, got {options.filter_iterations} for "
@@ -61,7 +61,7 @@ def separate_song(song: Song, model, processor, options: SeparationOptions) -> S
     return StemStream(
         labels=options.labels(model.config),
         sampling_rate=song.sampling_rate,
-        num_channels=song.num_channels if options.output == "filtered" else 1,
+        num_channels=1 if options.output == "generated" else song.num_channels,
         num_samples=song.num_samples,
         blocks=limit_blocks(blocks, options.clip_mode),
     )
@@ -76,7 +76,7 @@ def _separate(
     separator = WindowSeparator(model, processor, options)
     scaled = (block * gain for block in processor.mono_blocks(song.blocks(), rate))
     estimates = separator(cut_windows(scaled, starts, window), len(starts))
-    if options.output == "filtered":
+    if options.output != "generated":
         blocks = filter_windows(
             estimates,
             starts,
@@ -88,9 +88,11 @@ def _separate(
             rate,
             rest=len(separator.stems) < len(model.config.stems),
             iterations=options.filter_iterations,
+            token_share=model.config.token_share,
         )
     else:
-        stitched = processor.stitch_blocks(estimates, starts, overlap, gain, song.num_samples, rate)
+        audio = (estimate.audio for estimate in estimates)
+        stitched = processor.stitch_blocks(audio, starts, overlap, gain, song.num_samples, rate)
         blocks = (block[:, None] for block in stitched)
     for block in blocks:
         yield name_stems(block.cpu().numpy(), separator.stems, options, model.config)

@@ -8,6 +8,7 @@ from transformers.utils import logging
 
 from .batching_mss import fitting_windows, window_bytes
 from .candidates_mss import best_candidates
+from .filtering_mss import WindowEstimate
 from .options_mss import SeparationOptions
 
 logger = logging.get_logger(__name__)
@@ -17,11 +18,11 @@ DEFAULT_TOP_P = 0.9  # of candidates, where neither the call nor the model says 
 
 
 class WindowSeparator:
-    """Generates the stems of windows.
+    """Estimates the stems of windows.
 
     Args:
         model, processor: of the pipeline.
-        options: checked.
+        options: checked and complete (`as_saved_with`).
     """
 
     def __init__(self, model, processor, options: SeparationOptions):
@@ -39,8 +40,8 @@ class WindowSeparator:
             if not model_samples and (options.temperature, options.top_k, options.top_p) == (None, None, None):
                 self.sampling["top_p"] = DEFAULT_TOP_P
 
-    def __call__(self, windows: Iterable[torch.Tensor], num_windows: int) -> Iterator[torch.Tensor]:
-        """Windows `(T,)` mono at the model's rate and level -> stems of each as `estimate` has them.
+    def __call__(self, windows: Iterable[torch.Tensor], num_windows: int) -> Iterator[WindowEstimate]:
+        """Windows `(T,)` mono at the model's rate and level -> what `estimate` says of each.
 
         Windows are taken as needed, a batch at a time. A batch that memory does not hold is halved, and those after it.
 
@@ -84,40 +85,65 @@ class WindowSeparator:
         rows = fitting_windows(self.model.device, window_bytes(config, window_samples, num_tracks, element_size))
         return max(1, rows // self.options.num_candidates)
 
-    def estimate(self, batch: torch.Tensor, first: int, num_windows: int) -> torch.Tensor:
-        """Windows `(B, T)` -> stems `(B, S, T)` float32 on the model's device; N candidates to be averaged come
-        as `(B, N, S, T)`.
-
-        Windows that are silent have silent stems, whatever the model says.
+    def estimate(self, batch: torch.Tensor, first: int, num_windows: int) -> list[WindowEstimate]:
+        """Estimates of windows `(B, T)`, on the model's device: masks, audio `(S, T)` float32, or both; N candidates to
+        be averaged come as `(N, S, T)`.
 
         Args:
             first: index of the first window in the song: it says which noise is drawn, so that a song's stems are the
                 same in batches of any size, and how far the song is done.
         """
-        num_candidates = self.options.num_candidates
-        rows = batch.to(self.model.device).repeat_interleave(num_candidates, dim=0)
-        inputs = self.processor.feature_extractor(rows, sampling_rate=self.processor.sampling_rate)
+        rows = batch.to(self.model.device)
+        masks = audio = [None] * len(batch)
+        if self.options.output != "generated" and self.model.config.mask_head:
+            masks = self._masks(rows)
+        if self.options.output != "masked":
+            audio = self._generate(rows, first, num_windows)
+        elif self.options.progress_callback is not None:
+            self.options.progress_callback(first + len(batch), num_windows)
+        return [WindowEstimate(batch.shape[-1], *estimate) for estimate in zip(audio, masks)]
+
+    def _masks(self, rows: torch.Tensor) -> torch.Tensor:
+        """Windows `(B, T)` -> masks `(B, S, L, M)` of the stems, and of the rest if some are not generated."""
+        features = self.processor.feature_extractor(rows, sampling_rate=self.processor.sampling_rate)
+        masks = self.model.masks(**features)
+        self._check_finite(masks)
+        names = list(self.model.config.stems)
+        known = masks[:, [names.index(stem) for stem in self.stems]]
+        if len(self.stems) == len(names):
+            return known
+        return torch.cat((known, 1 - known.sum(dim=1, keepdim=True)), dim=1)
+
+    def _generate(self, rows: torch.Tensor, first: int, num_windows: int) -> torch.Tensor:
+        """Windows `(B, T)` -> `(B, S, T)`, or `(B, N, S, T)`. Windows that are silent have silent stems, whatever the
+        model says."""
+        num_candidates, num_rows = self.options.num_candidates, len(rows)
+        repeated = rows.repeat_interleave(num_candidates, dim=0)
+        inputs = self.processor.feature_extractor(repeated, sampling_rate=self.processor.sampling_rate)
 
         def on_step(done: int, total: int):
             if self.options.progress_callback is not None:
-                self.options.progress_callback(first * total + done * len(batch), num_windows * total)
+                self.options.progress_callback(first * total + done * num_rows, num_windows * total)
 
         generated = self.model.generate(
             **inputs,
             stems=self.stems,
-            seed=self._seeds(range(first, first + len(batch))),
+            seed=self._seeds(range(first, first + num_rows)),
             output_latents=self.options.uses_averages,
             step_callback=on_step,
             **self.sampling,
         )
         stems = self._decode(generated).float()
-        if not stems.isfinite().all():
-            raise ValueError(f"The model gives NaN or infinity in {self.model.dtype}: use bfloat16 or float32.")
-        audible = (rows.abs().amax(dim=-1) > SILENT_PEAK)[:, None, None]
-        stems = torch.where(audible, stems, 0).unflatten(0, (len(batch), num_candidates))
+        self._check_finite(stems)
+        audible = (repeated.abs().amax(dim=-1) > SILENT_PEAK)[:, None, None]
+        stems = torch.where(audible, stems, 0).unflatten(0, (num_rows, num_candidates))
         if self.options.keeps_best:
-            return best_candidates(stems, rows[::num_candidates], self.processor.sampling_rate)
+            return best_candidates(stems, rows, self.processor.sampling_rate)
         return stems if num_candidates > 1 else stems[:, 0]
+
+    def _check_finite(self, values: torch.Tensor) -> None:
+        if not values.isfinite().all():
+            raise ValueError(f"The model gives NaN or infinity in {self.model.dtype}: use bfloat16 or float32.")
 
     def _decode(self, generated) -> torch.Tensor:
         """What `generate` returned -> waveforms `(rows, S, T)`."""

@@ -22,14 +22,14 @@ PICTURE_RANGE = 11.5  # of log-mel magnitudes, from black to white: 100 dB
 HEADLINE = "# Music source separation\nA language model writes the stems of a song as tokens of a neural audio codec."
 UNTRAINED = "⚠️ **This checkpoint is untrained:** the stems are noise, whatever the song."
 ADVICE = (
-    "Filtered, for remixes and karaoke: the song's own sound, in all its channels, divided among stems that add up to "
-    "it. Generated, for listening to one stem alone: the model's own waveform, mono, in which nothing of the song's "
-    "other stems is left, but which may differ from the song."
+    "Masked, for remixes and karaoke: the song's own sound, in all its channels, divided among stems that add up to "
+    "it, in seconds. Filtered: the same, with what the language model writes taken into account. Generated, for "
+    "listening to one stem alone: the model's own waveform, mono, which may differ from the song."
 )
 
 max_seconds = float(os.environ.get("MSS_MAX_SECONDS", 600))
 pipe = pipeline("audio-source-separation", model=os.environ.get("MSS_MODEL") or DEFAULT_MODEL, dtype="auto")
-stem_names = list(pipe.model.config.stems)
+stem_names, outputs = list(pipe.model.config.stems), list(pipe.model.config.outputs)
 stopped_sessions = set()
 
 
@@ -97,7 +97,7 @@ with gr.Blocks(title="Music source separation", analytics_enabled=False, delete_
         with gr.Column():
             song = gr.Audio(label="Song", type="filepath", sources=["upload", "microphone"])
             stems = gr.CheckboxGroup(stem_names, value=stem_names, label="Stems", info="Made in this order.")
-            output = gr.Radio(["filtered", "generated"], value="filtered", label="Output", info=ADVICE)
+            output = gr.Radio(outputs, value=outputs[0], label="Output", info=ADVICE)
             with gr.Row():
                 start = gr.Button("Separate", variant="primary")
                 cancel = gr.Button("Cancel")

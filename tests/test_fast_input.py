@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from commands_mss.main import main
 from data_mss.audio_files import open_packed, read_piece, write_packed
 from data_mss.augmentation import AugmentationDraw, StemAugmentation, draw_levels, set_level
-from data_mss.dataset import StemDataset
+from data_mss.dataset import Place, StemDataset
 from data_mss.device_corpus import DeviceCorpus
 from data_mss.manifest import ManifestWriter, Song, read_manifest
 from data_mss.packing import prepare_packed
@@ -68,7 +68,7 @@ def test_packed_songs_hold_what_their_files_hold(manifest, packed):
     assert not [path for path in packed.rglob("*") if path.is_file() and path.suffix not in (".npy", ".jsonl")]
     # The same crops as from the files, up to rounding; the loud song is scaled down as a whole.
     for song_id, start_s in (("plain", 2.345), ("guitars", 1.0), ("loud", 0.0)):
-        place = [([song.id for song in read_manifest(manifest)].index(song_id), start_s)] * 4
+        place = [Place([song.id for song in read_manifest(manifest)].index(song_id), start_s)] * 4
         crop = make_dataset(packed).read(place)
         expected = make_dataset(manifest).read(place)
         factor = (32767 / 32768) / expected.abs().max() if song_id == "loud" else 1.0
@@ -79,7 +79,7 @@ def test_packed_songs_hold_what_their_files_hold(manifest, packed):
 def test_packing_sums_what_is_not_asked_for_and_resamples(manifest, packed, tmp_path):
     prepare_packed([manifest], tmp_path / "two", sampling_rate=RATE, stems=["vocals", "other"])
     crop, four = make_dataset(tmp_path / "two", stems=["vocals", "other"]), make_dataset(packed)
-    place = [(0, 1.5)]
+    place = [Place(0, 1.5)]
     assert (crop.read(place * 2)[1] - four.read(place * 4)[1:].sum(dim=0)).abs().max() <= 2 / 32768
     prepare_packed([packed], tmp_path / "slow", sampling_rate=RATE // 2)  # packed again
     slow = read_manifest(tmp_path / "slow")[0]
@@ -129,18 +129,19 @@ def test_the_same_seed_epoch_and_index_give_the_same_crops_for_ever():
         songs.append(Song(f"s{i}", "train", stems, 10.0 + 7 * i, 48000, "a" if i < 2 else "b"))
     dataset = StemDataset(songs, remix_probability=0.5, seed=7, source_weights={"a": 1.0, "b": 2.0})
     dataset.set_epoch(2)
-    assert dataset.draw(dataset.rng(0)) == [(1, pytest.approx(5.786990611578137))] * 4
+    assert dataset.draw(dataset.rng(0)) == [(1, pytest.approx(5.786990611578137), 1.0)] * 4
     starts = [4.369093645870883, 17.46551408143806, 17.58707128233518, 15.051053811854377]
-    assert dataset.draw(dataset.rng(42)) == [(n, pytest.approx(s)) for n, s in zip((2, 3, 3, 2), starts)]
+    assert dataset.draw(dataset.rng(42)) == [(n, pytest.approx(s), 1.0) for n, s in zip((2, 3, 3, 2), starts)]
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @given(seed=st.integers(0, 2**31), indices=st.lists(st.integers(0, 39), min_size=1, max_size=6))
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_crops_of_the_device_are_the_datasets(packed, device, seed, indices):
-    dataset = make_dataset(packed, seed=seed)
-    corpus = DeviceCorpus(dataset, device)
-    for epoch in (0, 1):
+    plain = make_dataset(packed, seed=seed)
+    varied = make_dataset(packed, seed=seed, max_semitones=5, audible_probability=0.7)
+    for epoch, dataset in enumerate((plain, plain, varied)):
+        corpus = DeviceCorpus(dataset, device)
         dataset.set_epoch(epoch)
         crops = corpus.crops(indices)
         assert torch.equal(crops["stems"].cpu(), torch.stack([dataset[index]["stems"] for index in indices]))
@@ -272,7 +273,7 @@ class Without:
         return getattr(self.finder, name)
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 import data_mss.augmentation, data_mss.packing, data_mss.token_bank
-from data_mss.dataset import StemDataset
+from data_mss.dataset import Place, StemDataset
 from data_mss.device_corpus import DeviceCorpus
 dataset = StemDataset({str(packed)!r}, crop_s=1.0, sampling_rate={RATE})
 stems = DeviceCorpus(dataset, "cpu").crops([0])["stems"][0]

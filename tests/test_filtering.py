@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from processing_mss import filter_windows, wiener_filter
+from processing_mss import WindowEstimate, filter_windows, wiener_filter
 from processing_mss.filtering_mss import (
     append_rest,
     expectation_maximisation,
@@ -159,12 +159,19 @@ def test_window_weights_are_those_of_overlap_add(num_samples, window, data):
     torch.testing.assert_close(weights, overlap_add(hot, starts, overlap, length))
 
 
+def heard(windows: torch.Tensor) -> list[WindowEstimate]:
+    """Estimates by audio alone."""
+    return [WindowEstimate(window.shape[-1], window) for window in windows]
+
+
 @pytest.mark.parametrize("rest", [False, True])
 def test_blocks_leave_no_trace(rest):
     num_samples = 30000  # four blocks at this rate
     estimates, mixture = noise(2, num_samples), noise(2, num_samples, seed=1)
     blocks = list(
-        filter_windows(estimates[None], [0], 0, 0.5, 1000, (mixture / 0.5).split(777, dim=-1), 30000, 1000, rest=rest)
+        filter_windows(
+            heard(estimates[None]), [0], 0, 0.5, 1000, (mixture / 0.5).split(777, dim=-1), 30000, 1000, rest=rest
+        )
     )
     assert len(blocks) == 4
     whole = wiener_filter(estimates, mixture, rest=rest, n_fft=128)
@@ -174,7 +181,7 @@ def test_blocks_leave_no_trace(rest):
 def test_powers_of_draws_are_averaged():
     draws, mixture = noise(3, 2, 8000), noise(1, 8000, seed=1)
     draws[1] *= 3
-    (stems,) = filter_windows(draws[None], [0], 0, 1.0, 1000, [mixture], 8000, 1000)
+    (stems,) = filter_windows(heard(draws[None]), [0], 0, 1.0, 1000, [mixture], 8000, 1000)
     masks = ratio_masks(power(stft(draws, 128)).mean(dim=0))
     torch.testing.assert_close(stems[:, 0], istft(masks * stft(mixture, 128), 8000), atol=1e-5, rtol=0)
 
@@ -196,7 +203,7 @@ def test_windows_of_any_song_add_up_to_it(num_samples, num_channels, rates, over
     windows[::2, 1] = 0
     options = {"rest": num_samples % 2 == 0, "iterations": iterations}
     overlap = min(overlap, 3600)
-    blocks = filter_windows(windows, starts, overlap, gain, window_rate, [mixture], num_samples, rate, **options)
+    blocks = filter_windows(heard(windows), starts, overlap, gain, window_rate, [mixture], num_samples, rate, **options)
     stems = torch.cat(list(blocks), dim=-1)
     assert stems.shape == (3 + options["rest"], num_channels, num_samples)
     torch.testing.assert_close(stems.sum(dim=0), mixture, atol=1e-4 * 0.1 / gain, rtol=0)
@@ -209,7 +216,7 @@ def test_windows_out_of_phase_are_as_good_as_the_song(four_sounds, overlap):
     windows = split_windows(estimates, starts, 9600)
     windows[1::2] *= -1
     mixture = estimates.sum(dim=0, keepdim=True)
-    (stems,) = filter_windows(windows, starts, overlap, 1.0, 12000, [mixture], 48000, 12000)
+    (stems,) = filter_windows(heard(windows), starts, overlap, 1.0, 12000, [mixture], 48000, 12000)
     whole = wiener_filter(estimates, mixture, n_fft=fft_size(12000))
     # What differs are frames at the edges of windows, which see part of one window and part of the next.
     assert min(si_sdr(*pair) for pair in zip(stems, whole)) > 20

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, pipeline
 
 import mss_lm  # noqa: F401
 from modeling_mss import MssConfig
-from processing_mss import AudioReadError, AudioSourceSeparationPipeline, read_audio
+from processing_mss import AudioReadError, AudioSourceSeparationPipeline, WindowEstimate, read_audio
 from processing_mss.batching_mss import fitting_windows, window_bytes
 from processing_mss.candidates_mss import best_candidates, candidate_distances
 from processing_mss.window_separator_mss import WindowSeparator
@@ -216,7 +216,8 @@ def steepness_at_seams(pipe, output: str, overlap: float) -> float:
 def test_windows_leave_no_clicks(pipe, monkeypatch):
     def quarter_of_the_mixture_in_any_phase(self, batch, first, num_windows):
         phases = torch.tensor([1.0 if index % 2 else -1.0 for index in range(first, first + len(batch))])
-        return 0.25 * (batch * phases[:, None])[:, None].expand(-1, len(self.stems), -1)
+        stems = 0.25 * (batch * phases[:, None])[:, None].expand(-1, len(self.stems), -1)
+        return [WindowEstimate(batch.shape[-1], audio) for audio in stems]
 
     monkeypatch.setattr(WindowSeparator, "estimate", quarter_of_the_mixture_in_any_phase)
     # 1.1: in a steady sound, windows of opposite phase meet no steeper than the sound is. Without a fade it is a click.

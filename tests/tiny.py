@@ -50,7 +50,19 @@ def tiny_codec_config(num_codebooks: int = 4) -> HCodecConfig:
     )
 
 
-def tiny_config(**options) -> MssConfig:
+def masked_options(conv_channels: list[int] | None = (8, 12)) -> dict:
+    """Fields of `MssConfig`: masks, of which the language model is told, and the helps that go with them."""
+    return {
+        "mask_head": True,
+        "masked_conditioning": True,
+        "prefix_stride": 2,
+        "aligned_conditioning": True,
+        "track_embeddings": True,
+        "conv_channels": list(conv_channels) if conv_channels else None,
+    }
+
+
+def tiny_config(conv_channels: list[int] | None = None, **options) -> MssConfig:
     """A separator over the tiny codec; `options` are fields of `MssConfig`."""
     if options.get("conditional_encoder") == "hubert":
         encoder_config = tiny_hubert_config()
@@ -63,6 +75,7 @@ def tiny_config(**options) -> MssConfig:
             "conv_kernel_size": 7,
             "conv_norm": "layer_norm",
             "dropout": 0.0,
+            "conv_channels": conv_channels,
         }
     decoder_config = {
         "hidden_size": 64,

@@ -13,8 +13,6 @@ from transformers.audio_utils import mel_filter_bank
 
 from processing_mss.filtering_mss import wiener_filter
 
-from .scores import SILENCE_RMS
-
 FFT_SIZES = (4096, 2048, 1024, 512, 256)
 BINS_PER_BAND = 25.6  # n_fft per mel band: 160 bands at 4096, 10 at 256; at 48 kHz even the narrowest holds a bin
 
@@ -113,17 +111,3 @@ def ratio_mask_loss(estimates: torch.Tensor, stems: torch.Tensor, mixture: torch
     error = (filter_mixture(estimates, mixture) - stems).square().mean(dim=-1)
     floor = RATIO_FLOOR * mixture.square().mean(dim=-1, keepdim=True) + MAGNITUDE_FLOOR**2
     return 10 * ((error + floor) / (stems.square().mean(dim=-1) + floor)).log10().mean()
-
-
-def usdr(estimates: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
-    """Signal-to-distortion ratio over the whole signal in dB (the score of the Music Demixing Challenge 2021).
-
-    Args:
-        estimates, references: `(..., T)`.
-
-    Returns:
-        `(...)`; NaN where the reference is silent.
-    """
-    energy, error = references.square().mean(dim=-1), (estimates - references).square().mean(dim=-1)
-    ratio = 10 * (energy / error.clamp(min=MAGNITUDE_FLOOR**2)).log10()
-    return torch.where(energy > SILENCE_RMS**2, ratio, torch.nan)

@@ -11,10 +11,10 @@ from transformers import HubertModel
 
 from modeling_mss import HCodecConfig, HCodecModel
 
-from .codec_losses import filter_mixture, ratio_mask_loss, spectral_losses, usdr
+from .codec_losses import filter_mixture, ratio_mask_loss, spectral_losses
 from .configuration import OptimizerConfig, TrainingConfig
 from .discriminators import CodecDiscriminator, adversarial_loss, discriminator_loss, feature_matching_loss
-from .scores import si_sdr
+from .scores import si_sdr, usdr
 from .stage import Stage, StepLoss, unwrapped
 
 CODEC, DISCRIMINATOR = "codec", "discriminator"

@@ -31,7 +31,7 @@ class CropConfig:
             memory as int16 and is cropped there) or "bank" (separator only: as "device", and crops are tokenised once,
             kept, remixed freely and replaced slowly).
         remix_probability: share of crops whose stems come from different songs.
-        source_weights, min_confidence: see `StemDataset`.
+        audible_probability, max_semitones, source_weights, min_confidence: see `StemDataset`.
         gain_range, polarity_probability, eq_gain_db, eq_probability: see `StemAugmentation`.
         rms_range: level of the mixture, log-uniform; stems are scaled along.
         bank_size: entries of the bank. bank_refresh: entries replaced in a step.
@@ -41,6 +41,8 @@ class CropConfig:
     batch_size: int = 24
     input: str = "files"
     remix_probability: float = 0.0
+    audible_probability: float = 0.0
+    max_semitones: float = 0.0
     source_weights: dict[str, float] | None = None
     min_confidence: float | None = None
     gain_range: tuple[float, float] = (0.5, 1.5)
@@ -210,8 +212,23 @@ class GenerationDefaults:
 
 
 @dataclass
+class MaskStageConfig(StageConfig):
+    """Masks of the conditional encoder that section `separator` describes, alone; `model` stays empty."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _require(not self.model, "masks.model", "empty: the encoder is that of separator.model", self.model)
+
+
+@dataclass
 class SeparatorStageConfig(StageConfig):
-    """The language model over the frozen codec's codes."""
+    """The language model over the frozen codec's codes.
+
+    Args:
+        freeze_encoder: leave the conditional encoder as the stage masks has made it.
+    """
+
+    freeze_encoder: bool = False
 
     generation: GenerationDefaults = field(default_factory=GenerationDefaults)
 
@@ -250,6 +267,7 @@ class TrainingConfig:
     stems: list[str] = field(default_factory=lambda: ["vocals", "drums", "bass", "other"])
     hubert: HubertStageConfig = field(default_factory=HubertStageConfig)
     codec: CodecStageConfig = field(default_factory=CodecStageConfig)
+    masks: MaskStageConfig = field(default_factory=MaskStageConfig)
     separator: SeparatorStageConfig = field(default_factory=SeparatorStageConfig)
     peer: PeerStageConfig = field(default_factory=PeerStageConfig)
 

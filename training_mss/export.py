@@ -15,6 +15,7 @@ from .run_state import RunState
 TAGS = {
     "hubert": ["hubert", "music"],
     "codec": ["neural-audio-codec", "music"],
+    "masks": ["audio-source-separation", "music-source-separation", "music"],
     "separator": ["audio-source-separation", "music-source-separation", "music"],
     "peer": ["audio-source-separation", "music-source-separation", "music"],
 }
@@ -51,7 +52,7 @@ def write_model_card(
     card_data = ModelCardData(
         library_name=None if stage == "peer" else "transformers",
         tags=TAGS[stage],
-        pipeline_tag="audio-to-audio" if stage in ("separator", "peer") else None,
+        pipeline_tag="audio-to-audio" if stage in ("masks", "separator", "peer") else None,
     )
     hours = defaultdict(float)
     for song in songs:

@@ -8,6 +8,7 @@ with N times the batch would.
 import itertools
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -66,6 +67,8 @@ class TrainingCrops:
             sampling_rate=sampling_rate,
             epoch_size=ENDLESS,
             remix_probability=0.0 if config.input == "bank" else config.remix_probability,  # the bank remixes itself
+            audible_probability=config.audible_probability,
+            max_semitones=config.max_semitones,
             source_weights=config.source_weights,
             min_confidence=config.min_confidence,
             seed=seed,
@@ -146,7 +149,20 @@ def _leave_interrupts_to_the_loop(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def validation_batches(
+@dataclass
+class Validation:
+    """Crops of the validation split.
+
+    Args:
+        batches: this process's share, on the host; as batches of training, and `source` `(B,)`, numbers of sources.
+        sources: names of the sources.
+    """
+
+    batches: list[dict]
+    sources: list[str]
+
+
+def validation_crops(
     config: CropConfig,
     manifests: list[str],
     stems: list[str],
@@ -154,26 +170,34 @@ def validation_batches(
     accelerator: Accelerator,
     num_crops: int,
     cache_dir: str | None = None,
-) -> list[dict]:
-    """The same crops of the validation split every time, as they are, at one level; this process's share, on the host.
+) -> Validation:
+    """The same crops of the validation split every time, as they are, at one level, about as many of each source.
 
     Raises:
         ValueError: no song of the validation split.
     """
-    dataset = StemDataset(
-        manifests,
-        stems=stems,
-        split="validation",
-        crop_s=config.crop_s,
-        sampling_rate=sampling_rate,
-        epoch_size=ENDLESS,
-        cache_dir=cache_dir,
-    )
+
+    def dataset_of(source_weights: dict[str, float] | None) -> StemDataset:
+        return StemDataset(
+            manifests,
+            stems=stems,
+            split="validation",
+            crop_s=config.crop_s,
+            sampling_rate=sampling_rate,
+            epoch_size=ENDLESS,
+            source_weights=source_weights,
+            cache_dir=cache_dir,
+        )
+
+    sources = sorted({song.source for song in dataset_of(None).songs})
+    datasets = [dataset_of({source: 1.0}) for source in sources]
     num_crops = max(num_crops, accelerator.num_processes)  # no process without one: they average together
     mine = range(accelerator.process_index, num_crops, accelerator.num_processes)
     batches = []
     for start in range(0, len(mine), config.batch_size):
-        crops = torch.stack([dataset[index]["stems"] for index in mine[start : start + config.batch_size]])
-        crops = set_level(crops, torch.full((len(crops),), VALIDATION_RMS))
-        batches.append({"stems": crops, "mixture": crops.sum(dim=1)})
-    return batches
+        numbers = mine[start : start + config.batch_size]
+        crops = [datasets[number % len(sources)][number // len(sources)]["stems"] for number in numbers]
+        crops = set_level(torch.stack(crops), torch.full((len(crops),), VALIDATION_RMS))
+        source = torch.tensor([number % len(sources) for number in numbers])
+        batches.append({"stems": crops, "mixture": crops.sum(dim=1), "source": source})
+    return Validation(batches, sources)

@@ -14,10 +14,17 @@ from accelerate.logging import get_logger
 from accelerate.utils import DistributedType, send_to_device
 from tqdm.auto import tqdm
 
-from .inputs import TrainingCrops, seed_of
+from .inputs import TrainingCrops, Validation, seed_of
 from .optimization import WeightAverage, build_optimizer, learning_rate_factor, trainable
 from .reporting import RunLog
-from .run_state import RunState, checkpoint_folders, keep_frozen_weights_out, save_checkpoint
+from .run_state import (
+    RunState,
+    checkpoint_folders,
+    keep_frozen_weights_out,
+    load_learned_weights,
+    save_checkpoint,
+    save_learned_weights,
+)
 from .stage import Stage, unwrapped
 from .throughput import device_peak_flops
 
@@ -60,7 +67,7 @@ class Training:
         self,
         stage: Stage,
         crops: TrainingCrops,
-        validation: list[dict],
+        validation: Validation,
         accelerator: Accelerator,
         options: RunOptions,
         log: RunLog,
@@ -196,26 +203,52 @@ class Training:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Score the validation crops, with averaged weights if there are any, and write scores and samples."""
-        if not self.validation:
-            return {}
+        """Score the validation crops, with averaged weights if there are any, and write scores and samples.
+
+        The score that a stage is judged by is the mean over the sources of the songs, and given for each of them. The
+        weights that have the best so far are kept in `best/`.
+        """
         self._set_mode(train=False)
         scores: dict[str, list[torch.Tensor]] = {}
         samples: dict[str, torch.Tensor] = {}
         with self.averaged_weights():
-            for batch in self.validation:
+            for batch in self.validation.batches:
                 for name, values in self.stage.validate(send_to_device(batch, self.accelerator.device)).items():
                     scores.setdefault(name, []).append(values.float())
             share = -(-self.config.generated_crops // self.accelerator.num_processes)
-            first = {name: values[:share] for name, values in self.validation[0].items()}
+            first = {name: values[:share] for name, values in self.validation.batches[0].items()}
             if share:
                 heard, samples = self.stage.demonstrate(send_to_device(first, self.accelerator.device))
                 scores |= {name: [values.float()] for name, values in heard.items()}
-        means = {name: self._mean_over_crops(torch.cat(values)) for name, values in sorted(scores.items())}
+            means = {name: self._mean_over_crops(torch.cat(values)) for name, values in sorted(scores.items())}
+            if self.stage.score:
+                means |= self._means_of_sources(self.stage.score, torch.cat(scores[self.stage.score]))
+                self._keep_best(means)
         self.log.write(self.state.step, means, "validation")
         self.log.write_samples(self.state.step, samples)
         self._set_mode(train=True)
         return means
+
+    def _means_of_sources(self, score: str, values: torch.Tensor) -> dict[str, float]:
+        """Of each source, and their mean under the name of the score itself."""
+        source = torch.cat([batch["source"] for batch in self.validation.batches]).to(values.device)
+        of_source = {
+            f"{score}/{name}": self._mean_over_crops(torch.where(source == number, values, torch.nan))
+            for number, name in enumerate(self.validation.sources)
+        }
+        return {score: sum(of_source.values()) / len(of_source), **of_source}
+
+    def _keep_best(self, means: dict[str, float]) -> None:
+        """Called while the players have the weights that were scored."""
+        best = self.state.best_scores.get(self.stage.score, -math.inf)
+        if means[self.stage.score] > best:
+            self.state.best_step, self.state.best_scores = self.state.step, means
+            if self.accelerator.is_main_process:
+                for name, player in self.plain.items():
+                    save_learned_weights(player, self._best_weights(name), self.stage.frozen)
+
+    def _best_weights(self, player: str) -> Path:
+        return self.options.output_dir / "best" / f"{player}.safetensors"
 
     def _mean_over_crops(self, values: torch.Tensor) -> float:
         """Of all processes; those with fewer crops are filled up with NaN, which does not count."""
@@ -230,10 +263,13 @@ class Training:
         return stack
 
     def export(self, directory: Path) -> None:
-        """Write the trained model, from the main process."""
+        """Write the trained model, from the main process: the best weights where a stage keeps them, else the last."""
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             with self.averaged_weights():
+                for name, player in self.plain.items():
+                    if self.state.best_step:
+                        load_learned_weights(player, self._best_weights(name), self.stage.frozen)
                 self.stage.export(directory)
         self.accelerator.wait_for_everyone()
 

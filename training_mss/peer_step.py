@@ -21,9 +21,8 @@ from torch.nn import functional
 
 from data_mss.teacher_bs_roformer import build_bs_roformer
 
-from .codec_losses import usdr
 from .configuration import PeerStageConfig, TrainingConfig
-from .scores import si_sdr
+from .scores import si_sdr, usdr
 from .stage import Stage, StepLoss, unwrapped
 
 PLAYER = "peer"

@@ -7,7 +7,7 @@ what has its final name is whole.
 
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -28,12 +28,15 @@ class RunState:
         step: updates made.
         num_skipped: updates left out because something was not finite; num_skipped_in_a_row: at the end so far.
         train_seconds: time in the loop, over all runs.
+        best_step, best_scores: the validation with the highest score, where a stage keeps its best weights.
     """
 
     step: int = 0
     num_skipped: int = 0
     num_skipped_in_a_row: int = 0
     train_seconds: float = 0.0
+    best_step: int = 0
+    best_scores: dict[str, float] = field(default_factory=dict)
 
     def state_dict(self) -> dict:
         return asdict(self)
@@ -89,9 +92,7 @@ def keep_frozen_weights_out(accelerator: Accelerator, players: dict[str, nn.Modu
     def save(models, weights, folder):
         if accelerator.is_main_process:
             for name, player in players.items():
-                plain = unwrapped(player)
-                state = {key: value.contiguous() for key, value in learned_weights(plain, frozen).items()}
-                save_file(state, Path(folder) / f"{name}.safetensors")
+                save_learned_weights(unwrapped(player), Path(folder) / f"{name}.safetensors", frozen)
         weights.clear()
 
     def load(models, folder):
@@ -101,6 +102,14 @@ def keep_frozen_weights_out(accelerator: Accelerator, players: dict[str, nn.Modu
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)
+
+
+def save_learned_weights(module: nn.Module, path: Path, frozen: tuple[str, ...]) -> None:
+    """Write the state of a module without what is frozen, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file({key: value.contiguous() for key, value in learned_weights(module, frozen).items()}, temporary)
+    os.replace(temporary, path)
 
 
 def learned_weights(module: nn.Module, frozen: tuple[str, ...]) -> dict:

@@ -8,14 +8,15 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from transformers import GenerationConfig
 
 from modeling_mss import HCodecModel, MssConfig, MssForConditionalGeneration
-from processing_mss import AudioSourceSeparationPipeline, MssFeatureExtractor, MssProcessor
+from processing_mss import AudioSourceSeparationPipeline, MssFeatureExtractor, MssProcessor, mel_power_spectrogram
 from processing_mss.filtering_mss import fft_size, istft, power, ratio_masks, stft
 
 from .codec_losses import filter_mixture
-from .configuration import TrainingConfig
+from .configuration import StageConfig, TrainingConfig
 from .run_state import load_learned_weights
 from .scores import si_sdr
 from .stage import Stage, StepLoss, unwrapped
@@ -23,6 +24,7 @@ from .throughput import training_flops
 
 PLAYER = "separator"
 FROZEN_CODEC = "codec."
+ENCODER = "encoder"
 NUM_DRAWS = 8  # decodings whose power is averaged in validation
 
 
@@ -34,8 +36,10 @@ class SeparatorStage(Stage):
 
     Args:
         codec_path: folder or Hub id of a whole codec, HuBERT included.
-        init_from: folder or Hub id of a separator to go on from, or a checkpoint of a run. Its architecture wins over
-            the configuration's; its stems may differ from those asked for.
+        stage_config: recipe, if it is not that of section `separator`; the architecture always is.
+        init_from: folder or Hub id of a separator to go on from, whose architecture wins over the configuration's, and
+            whose stems may differ from those asked for; or a checkpoint of a run, or `best/` of one of the stage masks:
+            then the language model is new, as configured.
 
     Raises:
         ValueError: the codec cannot encode, or `init_from` was trained over another codec.
@@ -43,8 +47,14 @@ class SeparatorStage(Stage):
 
     frozen = (FROZEN_CODEC,)
 
-    def __init__(self, training_config: TrainingConfig, codec_path: str, init_from: str | None = None):
-        super().__init__(training_config, training_config.separator)
+    def __init__(
+        self,
+        training_config: TrainingConfig,
+        codec_path: str,
+        init_from: str | None = None,
+        stage_config: StageConfig | None = None,
+    ):
+        super().__init__(training_config, stage_config or training_config.separator)
         self.tokenizer = HCodecModel.from_pretrained(codec_path).eval().requires_grad_(False)
         if not self.tokenizer.config.include_semantic_model:
             raise ValueError(
@@ -56,10 +66,13 @@ class SeparatorStage(Stage):
             if init_from and any(not torch.equal(ours[key], theirs[key]) for key in ours):
                 raise ValueError(f"The separator {init_from} was trained over another codec than {codec_path}.")
             setattr(model.codec, name, getattr(self.tokenizer, name))  # one copy in memory
+        if training_config.separator.freeze_encoder:
+            model.encoder.requires_grad_(False)
         if self.config.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.config.untrained = False
-        model.generation_config = GenerationConfig(**dataclasses.asdict(self.config.generation))
+        model.config.outputs = model.config.possible_outputs
+        model.generation_config = GenerationConfig(**dataclasses.asdict(training_config.separator.generation))
         self.players = {PLAYER: model}
         self.processor = _processor_of(model.config, self.config.crops.crop_s)
 
@@ -71,7 +84,7 @@ class SeparatorStage(Stage):
         return self._with_codec(model)
 
     def _configuration(self) -> MssConfig:
-        fields = copy.deepcopy(self.config.model)
+        fields = copy.deepcopy(self.training_config.separator.model)
         if fields.get("conditional_encoder") == "hubert" and fields.get("encoder_config") is None:
             fields["encoder_config"] = self.tokenizer.config.semantic_model_config.to_dict()
         return MssConfig(**fields, stems=self.training_config.stems, codec_config=self.tokenizer.config)
@@ -88,7 +101,8 @@ class SeparatorStage(Stage):
         weights = Path(init_from) / f"{PLAYER}.safetensors"
         if weights.is_file():  # a checkpoint: learned weights only
             model = self._with_codec(MssForConditionalGeneration(self._configuration()))
-            load_learned_weights(model, weights, self.frozen)
+            others = tuple(f"{name}." for name, _ in model.named_children() if name != ENCODER)
+            load_learned_weights(model, weights, others if of_masks(weights) else (FROZEN_CODEC,))
             return model
         trained = MssForConditionalGeneration.from_pretrained(init_from)
         stems = self.training_config.stems
@@ -126,19 +140,31 @@ class SeparatorStage(Stage):
         interleaved = self.processor.interleave(codes.acoustic_codes, codes.semantic_codes)
         return interleaved.unflatten(0, stems.shape[:2])
 
+    def features(self, batch: dict) -> dict[str, torch.Tensor]:
+        """What the model hears of the mixture."""
+        return {**self.processor.feature_extractor(batch["mixture"], sampling_rate=self.processor.sampling_rate)}
+
+    def stem_powers(self, stems: torch.Tensor) -> torch.Tensor:
+        """Waveforms `(B, S, T)` -> what masks are trained by, `(B, S, L, M)`."""
+        return mel_power_spectrogram(stems, num_mel_bins=self.model.config.encoder_config.num_mel_bins)
+
     def model_inputs(self, batch: dict) -> dict[str, torch.Tensor]:
         """What the model's `forward` reads: features of the mixture, and the codes of the stems."""
         codes = batch["audio_codes"] if "audio_codes" in batch else self.tokenise(batch["stems"])
-        features = self.processor.feature_extractor(batch["mixture"], sampling_rate=self.processor.sampling_rate)
-        return {**features, "audio_codes": codes}
+        return {**self.features(batch), "audio_codes": codes}
 
     def step(self, batch: dict, step: int) -> Iterator[StepLoss]:
-        output = self.players[PLAYER](**self.model_inputs(batch), return_logits=False)
+        inputs = self.model_inputs(batch)
+        if self.model.config.mask_head and not self.training_config.separator.freeze_encoder:
+            inputs["stem_powers"] = self.stem_powers(batch["stems"])
+        output = self.players[PLAYER](**inputs, return_logits=False)
         metrics = {
             "loss": output.loss.detach(),
             "codebook_losses": output.codebook_losses,
             "codebook_accuracies": output.codebook_accuracies,
         }
+        if output.mask_loss is not None:
+            metrics["mask_loss"] = output.mask_loss.detach()
         yield StepLoss(PLAYER, output.loss, metrics)
 
     def validate(self, batch: dict) -> dict[str, torch.Tensor]:
@@ -219,7 +245,7 @@ class SeparatorStage(Stage):
 
     def describe(self, metrics: dict[str, torch.Tensor]) -> dict[str, float]:
         """One number per stem and layer."""
-        described = {"loss": metrics["loss"].item()}
+        described = {name: metrics[name].item() for name in ("loss", "mask_loss") if name in metrics}
         for kind in ("loss", "accuracy"):
             table = metrics["codebook_losses" if kind == "loss" else "codebook_accuracies"].tolist()
             for stem, row in zip(self.model.config.stems, table):
@@ -229,6 +255,12 @@ class SeparatorStage(Stage):
     def export(self, directory: str | os.PathLike) -> None:
         """The whole repository: both halves of the model, processor, pipeline, and their code."""
         AudioSourceSeparationPipeline(model=self.model, processor=self.processor).save_pretrained(directory)
+
+
+def of_masks(weights: Path) -> bool:
+    """Whether a file holds what the stage masks learns: an encoder and nothing else."""
+    with safe_open(weights, framework="pt") as file:
+        return all(name.startswith(f"{ENCODER}.") for name in file.keys())
 
 
 def _processor_of(config: MssConfig, window_s: float) -> MssProcessor:

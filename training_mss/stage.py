@@ -1,5 +1,5 @@
-"""What a stage of training is: the contract between the loop and `hubert_step`, `codec_step`, `separator_step`,
-`peer_step`."""
+"""What a stage of training is: the contract between the loop and `hubert_step`, `codec_step`, `mask_step`,
+`separator_step`, `peer_step`."""
 
 import os
 from abc import ABC, abstractmethod
@@ -45,11 +45,14 @@ class Stage(ABC):
             (distributed, autocast) forms: call these for training.
         frozen: prefixes of names of weights that never change; checkpoints leave them out.
         tokens_per_crop: positions that the model reads; None where it reads no tokens.
+        score: name of the validation score by which the best weights are kept and exported, higher is better; None: the
+            last ones are.
         flops_per_crop: floating-point operations of the players, forward and backward; None: not counted.
     """
 
     players: dict[str, nn.Module]
     frozen: tuple[str, ...] = ()
+    score: str | None = None
     tokens_per_crop: int | None = None
     flops_per_crop: float | None = None
 

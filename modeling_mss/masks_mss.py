@@ -1,0 +1,110 @@
+"""Masks of the stems on the time x mel plane: the convolutional stem before the Conformer, its mirror, and their loss.
+
+A frame-wise encoder learns the timbres of its training songs by heart; convolution over frequency is what carries over
+to other music (docs/checkpoint.md). The two halves are a U-Net with the Conformer at its bottom; its residual blocks
+are TFC blocks without their dense connections (Choi et al. 2020, arXiv 1912.02591).
+
+Shapes: B windows, L frames (50 a second), M mel bands, C channels, S stems.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from .configuration_mss import MssEncoderConfig
+
+GROUPS = 4  # of GroupNorm
+FLOOR = -7.0  # log-mel of what counts as silent: 60 dB below full scale, where digital silence would be at -23
+MAX_WEIGHT = 20.0  # of a bin in the loss, where 1 is the mean
+
+
+def scaled_log_mel(log_mel: torch.Tensor) -> torch.Tensor:
+    """Log-mel of the feature extractor -> about -3.7 (silence) to 3, what convolutions like to see."""
+    return log_mel.clamp(min=FLOOR) * (2 / 3) + 1
+
+
+class MssConvBlock(nn.Module):
+    """Two convolutions over time and frequency beside the identity, `(B, C, L, M)`."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm1 = nn.GroupNorm(GROUPS, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(GROUPS, channels)
+
+    def forward(self, plane: torch.Tensor) -> torch.Tensor:
+        return plane + self.norm2(self.conv2(functional.silu(self.norm1(self.conv1(plane)))))
+
+
+class MssConvStem(nn.Module):
+    """Log-mel `(B, L, M)` -> planes `(B, C_i, L, M / 2^i)` of all levels, the coarsest last."""
+
+    def __init__(self, config: MssEncoderConfig):
+        super().__init__()
+        channels = config.conv_channels
+        self.embed = nn.Conv2d(1, channels[0], 3, padding=1)
+        self.blocks = nn.ModuleList([MssConvBlock(width) for width in channels])
+        self.down = nn.ModuleList([nn.Conv2d(fine, coarse, (1, 2), (1, 2)) for fine, coarse in pairwise(channels)])
+
+    def forward(self, log_mel: torch.Tensor) -> list[torch.Tensor]:
+        plane = self.embed(scaled_log_mel(log_mel)[:, None].contiguous(memory_format=torch.channels_last))
+        planes = [self.blocks[0](plane)]
+        for down, block in zip(self.down, self.blocks[1:]):
+            planes.append(block(down(planes[-1])))
+        return planes
+
+
+class MssMaskHead(nn.Module):
+    """Conformer frames and the planes of the stem -> mask logits. Without a convolutional stem, one linear layer."""
+
+    def __init__(self, config: MssEncoderConfig):
+        super().__init__()
+        self.num_masks = config.num_masks
+        channels = config.conv_channels
+        if not channels:
+            self.out = nn.Linear(config.hidden_size, config.num_masks * config.num_mel_bins)
+            return
+        self.embed = nn.Linear(config.hidden_size, config.bottom_size)
+        self.up = nn.ModuleList(
+            [nn.ConvTranspose2d(coarse, fine, (1, 2), (1, 2)) for fine, coarse in pairwise(channels)]
+        )
+        self.blocks = nn.ModuleList([MssConvBlock(width) for width in channels[:-1]])
+        self.out = nn.Conv2d(channels[0], config.num_masks, 1)
+
+    def forward(self, hidden_states: torch.Tensor, planes: list[torch.Tensor]) -> torch.Tensor:
+        """`(B, L, hidden)` and what `MssConvStem` gave (nothing without one) -> `(B, S, L, M)`."""
+        if not planes:
+            return self.out(hidden_states).unflatten(-1, (self.num_masks, -1)).transpose(1, 2)
+        bottom = planes[-1]
+        update = self.embed(hidden_states).unflatten(-1, bottom.shape[1:4:2])  # (B, L, C, M / 2^i)
+        plane = bottom + update.transpose(1, 2).to(bottom.dtype)
+        for up, block, skip in zip(reversed(self.up), reversed(self.blocks), reversed(planes[:-1])):
+            plane = block(functional.silu(up(plane)) + skip)
+        return self.out(plane)
+
+
+def mask_loss(mask_logits: torch.Tensor, stem_powers: torch.Tensor) -> torch.Tensor:
+    """How far masks are from the stems' shares of the power.
+
+    Half cross-entropy against the ratios of mel powers, half L1 of magnitudes, both weighted by the magnitude that all
+    stems have together, relative to its mean over the window. The first is calibrated, the second minds what bleeds.
+
+    Args:
+        mask_logits: `(B, S, L, M)`.
+        stem_powers: mel powers `(B, S, L, M)` of the true stems (`mel_power_spectrogram` of the feature extractor).
+
+    Returns:
+        A scalar, mean over bins, in float32.
+    """
+    powers = stem_powers.float()
+    log_masks = mask_logits.float().log_softmax(dim=1)
+    total = powers.sum(dim=1)
+    shares = powers / total.clamp(min=1e-10)[:, None]
+    magnitude = total.sqrt()
+    weight = (magnitude / magnitude.mean(dim=(1, 2), keepdim=True).clamp(min=1e-6)).clamp(max=MAX_WEIGHT)
+    cross_entropy = -(shares * log_masks).sum(dim=1)
+    distance = (log_masks.exp() - shares.sqrt()).abs().sum(dim=1)
+    return (weight * (cross_entropy + distance)).mean() / 2

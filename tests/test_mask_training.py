@@ -1,0 +1,145 @@
+"""The stage masks as a user runs it: it learns, resumes, keeps its best; the language model goes on from it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import pipeline
+
+import mss_lm  # noqa: F401
+import train_accelerate
+from modeling_mss import MssConfig, MssForConditionalGeneration
+from tests.test_training import arguments, read_log
+from tests.tiny import masked_options, small_corpus, tiny_codec, tiny_training_config
+from training_mss.configuration import load_config
+from training_mss.run_state import last_state
+
+MODEL = {name: value for name, value in masked_options().items() if name != "conv_channels"}
+SETTINGS = [
+    *(f"separator.model.{name}={str(value).lower()}" for name, value in MODEL.items()),
+    "separator.model.encoder_config.conv_channels=[8, 12]",
+    "separator.freeze_encoder=true",
+    "masks.crops.crop_s=0.96",
+    "masks.crops.batch_size=4",
+    "masks.crops.remix_probability=0.5",
+    "masks.crops.audible_probability=0.7",
+    "masks.crops.max_semitones=5",
+    "masks.optimizer.warmup_steps=1",
+    "masks.optimizer.learning_rate=3e-3",
+    "masks.mixed_precision=no",
+    "masks.ema_decay=0.9",
+    "masks.validation_crops=4",
+    "masks.generated_crops=1",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_cpu():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Configuration, songs of two sources for validation, a codec, and a run of twelve steps."""
+    folder = tmp_path_factory.mktemp("masks")
+    tiny_training_config(folder)
+    small_corpus(folder / "corpus")
+    small_corpus(folder / "other", songs=0)
+    manifest = folder / "other" / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace('"made"', '"elsewhere"').replace("song0", "other0"))
+    tiny_codec().save_pretrained(folder / "codec")
+    assert train(folder, "masks", "run", max_steps=12) == 0
+    return folder
+
+
+def train(folder: Path, stage: str, name: str, *more: str, max_steps: int, settings: tuple[str, ...] = ()) -> int:
+    given = arguments(stage, folder / "training_tiny.yaml", folder / "corpus", folder / name, *more)
+    given.insert(given.index("--output_dir"), str(folder / "other"))
+    given += ["--codec", str(folder / "codec"), "--max_steps", str(max_steps), "--set", *SETTINGS, *settings]
+    return train_accelerate.main(given)
+
+
+def test_it_learns_and_judges_itself_on_every_source_alike(folder):
+    log, scores = read_log(folder / "run"), read_log(folder / "run", "validation")
+    assert log[12]["train/loss"] < 0.7 * log[1]["train/loss"]
+    last = scores[12]
+    assert last["validation/usdr"] > scores[4]["validation/usdr"]
+    of_sources = [last["validation/usdr/elsewhere"], last["validation/usdr/made"]]
+    assert last["validation/usdr"] == pytest.approx(sum(of_sources) / 2)
+
+
+def test_what_it_exports_separates_by_masks_alone(folder):
+    separate = pipeline("audio-source-separation", model=str(folder / "run" / "final"))
+    assert separate.model.config.outputs == ["masked"]
+    song = torch.randn(2, 48000).numpy()
+    stems = separate(song, sampling_rate=48000)
+    assert sum(stem["audio"] for stem in stems) == pytest.approx(song, abs=1e-5)
+    with pytest.raises(ValueError, match="what this checkpoint is for"):
+        separate(song, sampling_rate=48000, output="generated")
+
+
+def test_only_the_encoder_is_trained_and_kept(folder):
+    weights = load_file(folder / "run" / "best" / "separator.safetensors")
+    assert weights and all(name.startswith("encoder.") for name in weights)
+    checkpoint = folder / "run" / "checkpoints" / "step-00000012" / "separator.safetensors"
+    assert weights.keys() == load_file(checkpoint).keys()
+
+
+def test_a_resumed_run_is_the_run_that_was_not_stopped(folder):
+    assert train(folder, "masks", "resumed", max_steps=6) == 0
+    assert train(folder, "masks", "resumed", "--resume", max_steps=12) == 0
+    assert read_log(folder / "resumed") == read_log(folder / "run")
+    # Step 6 was validated too, as the end of the first part.
+    whole, parts = read_log(folder / "run", "validation"), read_log(folder / "resumed", "validation")
+    assert {step: parts[step] for step in whole} == whole
+    ours, theirs = (load_file(folder / name / "final" / "model.safetensors") for name in ("run", "resumed"))
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+
+
+def test_the_best_weights_are_exported_not_the_last(folder):
+    """A rate that destroys what was learned: the export has the weights from before."""
+    settings = ("masks.optimizer.learning_rate=30", "masks.optimizer.max_grad_norm=1e9", "masks.ema_decay=0.01")
+    assert train(folder, "masks", "spoilt", max_steps=12, settings=settings) == 0
+    scores = {step: record["validation/usdr"] for step, record in read_log(folder / "spoilt", "validation").items()}
+    state = last_state(folder / "spoilt")
+    assert state.best_step == max(scores, key=scores.get)
+    assert state.best_scores["usdr"] == pytest.approx(max(scores.values()))
+    best = load_file(folder / "spoilt" / "best" / "separator.safetensors")
+    exported = load_file(folder / "spoilt" / "final" / "model.safetensors")
+    assert all(torch.equal(exported[name], weight) for name, weight in best.items())
+
+
+@pytest.mark.parametrize("start", ["run/final", "run/best"])
+def test_the_language_model_goes_on_from_the_masks_and_leaves_them_alone(folder, start):
+    name = f"separator_{start[4:]}"
+    assert train(folder, "separator", name, "--init_from", str(folder / start), max_steps=2) == 0
+    model = MssForConditionalGeneration.from_pretrained(folder / name / "final")
+    assert model.config.outputs == ["masked", "filtered", "generated"]
+    masks = load_file(folder / "run" / "best" / "separator.safetensors")
+    state = model.state_dict()
+    assert all(torch.equal(state[name], weight) for name, weight in masks.items())
+    record = json.loads((folder / name / "log.jsonl").read_text().splitlines()[0])
+    assert "train/loss/drums/00" in record and "train/mask_loss" not in record
+
+
+def test_masks_and_codes_learn_together_unless_the_encoder_is_frozen(folder):
+    settings = ("separator.freeze_encoder=false", "separator.crops.input=bank", "separator.crops.bank_size=4")
+    start = ["--init_from", str(folder / "run" / "best")]
+    assert train(folder, "separator", "both", *start, max_steps=2, settings=settings) == 0
+    assert "train/mask_loss" in read_log(folder / "both")[1]
+    before = load_file(folder / "run" / "best" / "separator.safetensors")
+    after = load_file(folder / "both" / "final" / "model.safetensors")
+    assert any(not torch.equal(after[name], weight) for name, weight in before.items())
+
+
+def test_a_model_without_masks_is_refused(folder, capsys):
+    settings = ("separator.model.mask_head=false", "separator.model.masked_conditioning=false")
+    assert train(folder, "masks", "none", max_steps=1, settings=settings) == 1
+    assert "mask_head: true" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"masks\.model"):
+        load_config(folder / "training_tiny.yaml", ["masks.model.hidden_size=1"])
+    assert not MssConfig().mask_head  # the paper's

@@ -1,0 +1,85 @@
+"""Stage `masks`: the conditional encoder learns which share of the mixture each stem has, before the language model
+learns to write codes."""
+
+from collections.abc import Iterator
+
+import torch
+
+from processing_mss.filtering_mss import istft, stft
+from processing_mss.masking_mss import masks_at_bins, masks_at_frames
+
+from .configuration import TrainingConfig
+from .scores import usdr
+from .separator_step import ENCODER, PLAYER, SeparatorStage
+from .stage import StepLoss
+
+N_FFT = 2048  # of the score, at 48 kHz
+AUDIBLE_SHARE = 0.01  # of the mixture's energy: stems 20 dB below it are not scored in a crop of a few seconds
+
+
+class MaskStage(SeparatorStage):
+    """Mixtures in, masks on their mel bands out.
+
+    The model is the one of section `separator`, which must have a `mask_head`; all but its encoder stays as it was.
+    What is exported separates by masks alone, and is what `--stage separator --init_from` goes on from.
+
+    Args:
+        codec_path, init_from: see `SeparatorStage`.
+
+    Raises:
+        ValueError: as there; or the model has no mask head.
+    """
+
+    score = "usdr"
+    tokens_per_crop = None
+    flops_per_crop = None
+
+    def __init__(self, training_config: TrainingConfig, codec_path: str, init_from: str | None = None):
+        super().__init__(training_config, codec_path, init_from, training_config.masks)
+        if not self.model.config.mask_head:
+            raise ValueError("The stage masks needs separator.model.mask_head: true in the configuration.")
+        self.model.config.outputs = ["masked"]
+        self.frozen = tuple(f"{name}." for name, _ in self.model.named_children() if name != ENCODER)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name.startswith(f"{ENCODER}."))
+
+    def step(self, batch: dict, step: int) -> Iterator[StepLoss]:
+        output = self.players[PLAYER](**self.mask_inputs(batch), return_logits=False)
+        yield StepLoss(PLAYER, output.mask_loss, {"loss": output.mask_loss.detach()})
+
+    def mask_inputs(self, batch: dict) -> dict[str, torch.Tensor]:
+        """What the model's `forward` reads."""
+        return {**self.features(batch), "stem_powers": self.stem_powers(batch["stems"])}
+
+    def separate(self, masks: torch.Tensor, mixture: torch.Tensor) -> torch.Tensor:
+        """Masks `(B, S, L, M)` on mixtures `(B, T)` -> stems `(B, S, T)`."""
+        spectrum = stft(mixture, N_FFT)
+        rate, hop = self.processor.sampling_rate, self.processor.feature_extractor.hop_length
+        centres = torch.arange(spectrum.shape[-1], device=mixture.device) * (N_FFT // 4)
+        masks = masks_at_bins(masks_at_frames(masks, centres / hop - 0.5), rate, N_FFT, rate)
+        return istft(masks * spectrum[:, None], mixture.shape[-1])
+
+    def validate(self, batch: dict) -> dict[str, torch.Tensor]:
+        """The loss, and `usdr` in dB of stems that are audible in the crop, of all together and of each."""
+        inputs = self.mask_inputs(batch)
+        output = self.model(**inputs)
+        references, mixture = batch["stems"], batch["mixture"]
+        ratios = usdr(self.separate(output.masks, mixture), references)
+        energy = references.square().mean(dim=-1)
+        audible = energy > AUDIBLE_SHARE * mixture.square().mean(dim=-1, keepdim=True)
+        ratios = torch.where(audible, ratios, torch.nan)
+        scores = {"loss": output.mask_loss * torch.ones(len(mixture), device=mixture.device)}
+        scores["usdr"] = ratios.nanmean(dim=1)
+        return scores | {f"usdr/{stem}": ratio for stem, ratio in zip(self.model.config.stems, ratios.unbind(dim=1))}
+
+    def demonstrate(self, batch: dict) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Samples alone: `validate` has scored all crops already."""
+        masks = self.model.masks(self.features(batch)["input_features"][:1])
+        samples = {"mixture": batch["mixture"][0]}
+        estimates = self.separate(masks, batch["mixture"][:1])[0]
+        for stem, reference, estimate in zip(self.model.config.stems, batch["stems"][0], estimates):
+            samples |= {f"{stem}_reference": reference, f"{stem}_masked": estimate}
+        return {}, samples
+
+    def describe(self, metrics: dict[str, torch.Tensor]) -> dict[str, float]:
+        return {name: value.item() for name, value in metrics.items()}
