@@ -1,5 +1,6 @@
 # setup: virtual environment and install. demo: separate a real song. test, check: what CI runs, with its tools.
 # train_tiny: render songs and train all three stages on two CPU cores, in about 20 minutes.
+# train_demo: train masks and separator of the checkpoint that ships, in the background; the same command goes on with it.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +14,11 @@ SOUNDFONT ?= $(firstword $(wildcard /usr/share/sounds/sf2/FluidR3_GM.sf2 /usr/sh
 TRAIN = $(BIN)/python train_accelerate.py --config configs/tiny.yaml --manifests runs/tiny/songs --num_workers 1 \
 	--validation_steps 300 --checkpointing_steps 300 --resume
 
-.PHONY: setup demo test check train_tiny
+# Songs as docs/checkpoint.md makes them, and minutes of training.
+SONGS ?= data/packed
+MINUTES ?= masks=60 separator=30
+
+.PHONY: setup demo test check train_tiny train_demo stop_demo
 
 setup: $(STAMP)
 
@@ -49,3 +54,15 @@ train_tiny: $(DEV_STAMP)
 	$(TRAIN) --stage codec --hubert runs/tiny/hubert/final --output_dir runs/tiny/codec
 	$(TRAIN) --stage separator --codec runs/tiny/codec/final --output_dir runs/tiny/separator
 	$(BIN)/mss-lm separate "$(DEMO_SONG)" --model runs/tiny/separator/final --output_dir runs/tiny/demo
+
+train_demo: $(DEV_STAMP)
+	@test -e $(SONGS)/manifest.jsonl || { echo "No songs in $(SONGS): docs/checkpoint.md says how to make them."; exit 1; }
+	@mkdir -p runs/demo
+	@if [ -e runs/demo/pid ] && kill -0 $$(cat runs/demo/pid) 2>/dev/null; then echo "It is running already."; exit 1; fi
+	@nohup nice -n 10 $(BIN)/python -m training_mss.recipe --config configs/demo.yaml --manifests $(SONGS) \
+		--codec pretrained_mss/codec --output_dir runs/demo --minutes $(MINUTES) --num_workers 0 --validation_steps 100 \
+		--checkpointing_steps 100 >>runs/demo/log.txt 2>&1 & echo $$! >runs/demo/pid
+	@echo "Training in the background: tail -f runs/demo/log.txt; make stop_demo ends it with a checkpoint."
+
+stop_demo:
+	@kill -TERM $$(cat runs/demo/pid) && echo "It ends after this step; make train_demo goes on."

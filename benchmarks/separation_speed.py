@@ -7,6 +7,7 @@ of CPU time are given too: they hardly depend on what else the machine does. Pri
 """
 
 import argparse
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -46,14 +47,23 @@ def main():
     clip = 0.1 * torch.randn(2, round(options.seconds * RATE))
     pipe = pipeline("audio-source-separation", model=options.model, device="cpu")
     htdemucs = HTDemucsTeacher(HTDemucs(["drums", "bass", "other", "vocals"]), device="cpu")
-    systems = {
-        "filtered": lambda clip: pipe(clip.numpy(), sampling_rate=RATE),
-        "filtered_vocals": lambda clip: pipe(clip.numpy(), sampling_rate=RATE, stems=["vocals"]),
-        "filtered_one_draw": lambda clip: pipe(clip.numpy(), sampling_rate=RATE, num_candidates=1),
-        "generated": lambda clip: pipe(clip.numpy(), sampling_rate=RATE, output="generated"),
-        "htdemucs": htdemucs.separate,
+    calls = {
+        "masked": {"output": "masked"},
+        "filtered": {"output": "filtered"},
+        "filtered_vocals": {"output": "filtered", "stems": ["vocals"]},
+        "filtered_one_draw": {"output": "filtered", "num_candidates": 1},
+        "generated": {"output": "generated"},
     }
-    scores = {name: measure(separate, clip) for name, separate in systems.items()}
+    systems = {
+        name: functools.partial(pipe, sampling_rate=RATE, **call)
+        for name, call in calls.items()
+        if call["output"] in pipe.model.config.outputs
+    }
+    scores = {
+        name: measure(lambda clip, separate=separate: separate(clip.numpy()), clip)
+        for name, separate in systems.items()
+    }
+    scores["htdemucs"] = measure(htdemucs.separate, clip)
     facts = {"benchmark": "separation_speed", "seconds_of_audio": options.seconds, "threads": torch.get_num_threads()}
     print(json.dumps(facts | scores))
 

@@ -259,7 +259,8 @@ def filter_windows(
         while visible[0].start + visible[0].length <= first:
             visible.popleft()
         seen = [window for window in visible if window.start < last]
-        spectrum = stft(song.read(first, last).to(seen[0].weight) * gain, n_fft)
+        heard = song.read(first, last).to(seen[0].weight) * gain
+        spectrum = stft(heard, n_fft)
         masks = shares = None
         if seen[0].audio is not None:
             stem_power = spectrum.real.new_zeros(seen[0].audio.shape[-2], *spectrum.shape[-2:])
@@ -271,7 +272,12 @@ def filter_windows(
             masks = masks_at_bins(_blend_masks(seen, frames), window_rate, n_fft, sampling_rate)
         both = masks is not None and shares is not None
         masks = combine_masks(masks, shares, token_share) if both else shares if masks is None else masks
-        stems = istft(_apply(masks, spectrum, iterations), last - first)
+        if iterations:
+            stems = istft(_apply(masks, spectrum, iterations), last - first)
+        else:  # the last stem is what the others leave: one inverse transform less
+            others = masks[:-1, None] * spectrum
+            others = istft(others, last - first) if len(others) else heard.new_zeros(0, *heard.shape)
+            stems = torch.cat((others, heard[None] - others.sum(dim=0, keepdim=True)))
         yield stems[..., begin - first : end - first] / gain
 
 

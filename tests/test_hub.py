@@ -15,7 +15,7 @@ import mss_lm  # noqa: F401
 from modeling_mss import MssForConditionalGeneration
 from processing_mss import AudioSourceSeparationPipeline, MssProcessor
 from tests.hub_server import serve
-from tests.tiny import tiny_codec
+from tests.tiny import masked_options, tiny_codec, tiny_model, tiny_processor
 from training_mss.half_precision import halve
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -59,6 +59,15 @@ def run_as_stranger(model_id: str, save_dir: Path, tmp_path: Path, **environment
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory) -> str:
+    """A whole repository of a model with masks, whose filtered output needs all of its code."""
+    path = tmp_path_factory.mktemp("repository")
+    model = tiny_model(**masked_options(), outputs=["filtered", "masked", "generated"])
+    AudioSourceSeparationPipeline(model=model, processor=tiny_processor(model.config)).save_pretrained(path)
+    return str(path)
 
 
 @pytest.fixture(scope="module")

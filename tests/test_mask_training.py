@@ -13,6 +13,7 @@ import train_accelerate
 from modeling_mss import MssConfig, MssForConditionalGeneration
 from tests.test_training import arguments, read_log
 from tests.tiny import masked_options, small_corpus, tiny_codec, tiny_training_config
+from training_mss import recipe
 from training_mss.configuration import load_config
 from training_mss.run_state import last_state
 
@@ -113,16 +114,14 @@ def test_the_best_weights_are_exported_not_the_last(folder):
     assert all(torch.equal(exported[name], weight) for name, weight in best.items())
 
 
-@pytest.mark.parametrize("start", ["run/final", "run/best"])
-def test_the_language_model_goes_on_from_the_masks_and_leaves_them_alone(folder, start):
-    name = f"separator_{start[4:]}"
-    assert train(folder, "separator", name, "--init_from", str(folder / start), max_steps=2) == 0
-    model = MssForConditionalGeneration.from_pretrained(folder / name / "final")
+def test_the_language_model_goes_on_from_the_masks_and_leaves_them_alone(folder):
+    assert train(folder, "separator", "told", "--init_from", str(folder / "run" / "final"), max_steps=2) == 0
+    model = MssForConditionalGeneration.from_pretrained(folder / "told" / "final")
     assert model.config.outputs == ["masked", "filtered", "generated"]
     masks = load_file(folder / "run" / "best" / "separator.safetensors")
     state = model.state_dict()
     assert all(torch.equal(state[name], weight) for name, weight in masks.items())
-    record = json.loads((folder / name / "log.jsonl").read_text().splitlines()[0])
+    record = json.loads((folder / "told" / "log.jsonl").read_text().splitlines()[0])
     assert "train/loss/drums/00" in record and "train/mask_loss" not in record
 
 
@@ -143,3 +142,19 @@ def test_a_model_without_masks_is_refused(folder, capsys):
     with pytest.raises(ValueError, match=r"masks\.model"):
         load_config(folder / "training_tiny.yaml", ["masks.model.hidden_size=1"])
     assert not MssConfig().mask_head  # the paper's
+
+
+def test_a_recipe_runs_its_stages_and_has_nothing_left_to_do_afterwards(folder, tmp_path, capsys):
+    given = arguments("", folder / "training_tiny.yaml", folder / "corpus", tmp_path / "recipe")[2:]
+    given.insert(given.index("--output_dir"), str(folder / "other"))
+    given += ["--codec", str(folder / "codec"), "--set", *SETTINGS, "masks.max_steps=3", "separator.max_steps=2"]
+    minutes = ["--minutes", "masks=0.001", "separator=0.001"]  # half a minute at least: the steps end first
+    assert recipe.main([*given, *minutes]) == 0
+    masks = load_file(tmp_path / "recipe" / "masks" / "best" / "separator.safetensors")
+    separator = load_file(tmp_path / "recipe" / "separator" / "final" / "model.safetensors")
+    assert all(torch.equal(separator[name], weight) for name, weight in masks.items())
+    capsys.readouterr()
+    assert recipe.main([*given, *minutes]) == 0 and "had their minutes" in capsys.readouterr().out
+    assert [read_log(tmp_path / "recipe" / stage).keys() for stage in recipe.STAGES] == [{1, 2, 3}, {1, 2}]
+    with pytest.raises(SystemExit):
+        recipe.main([*given, "--minutes", "codec=1"])

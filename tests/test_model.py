@@ -1,5 +1,7 @@
 """The separator: the paper's numbers, the loss, the token grammar, and decoding against teacher forcing."""
 
+import hashlib
+
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -10,7 +12,7 @@ from transformers import GenerationConfig, LlamaConfig
 
 from modeling_mss import MssConfig, MssForConditionalGeneration
 from modeling_mss.generation_mss import TokenGrammar
-from tests.tiny import tiny_codec, tiny_config, tiny_model, tiny_processor
+from tests.tiny import masked_options, tiny_codec, tiny_config, tiny_model, tiny_processor
 
 # Every help for small models and every ablation of the architecture, alone and together.
 VARIANTS = {
@@ -26,6 +28,7 @@ VARIANTS = {
         "track_embeddings": True,
         "code_embedding": "codebook",
     },
+    "told_masks": masked_options(),
     "a1_hubert": {"conditional_encoder": "hubert"},
     "a3_parallel": {"track_generation": "parallel"},
     "a3_parallel_codebook": {"track_generation": "parallel", "code_embedding": "codebook", "prefix_stride": 2},
@@ -66,6 +69,22 @@ def test_defaults_are_the_papers():
     assert model.acoustic_head.weight.shape == (16 * 1025, 2048)
     assert model.semantic_head.weight.shape == (16 * 1024, 2048)
     assert TokenGrammar(num_prefix=200, num_frames=50, num_blocks=4).num_steps == 404
+
+
+def test_the_papers_configuration_is_what_it_was_before_there_were_masks():
+    """Names and shapes of all weights, codes and loss, as this very function printed them at revision 972257b."""
+    with torch.device("meta"):
+        paper = MssForConditionalGeneration(MssConfig())
+    names = sorted((name, tuple(value.shape)) for name, value in paper.state_dict().items())
+    assert hashlib.sha256(repr(names).encode()).hexdigest()[:16] == "bae0131a84807f14"
+    model = tiny_model()
+    for weight in model.parameters():
+        if weight.requires_grad and weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(weight.numel()))
+    inputs = window(model)
+    codes = model.generate(**inputs)
+    assert codes.sum().item() == 9627
+    assert model(audio_codes=codes, **inputs).loss.item() == pytest.approx(14.561094284057617, abs=1e-5)
 
 
 @given(st.integers(1, 400), st.integers(1, 100), st.integers(1, 6))

@@ -12,9 +12,10 @@ from data_mss.musdb18 import read_stem_file
 from modeling_mss import HCodecModel
 from processing_mss import DEFAULT_MODEL, AudioSourceSeparationPipeline, resample
 from tests.tiny import tiny_model, tiny_processor
+from training_mss.scores import usdr
 
 CODEC = Path(DEFAULT_MODEL) / "codec"
-BUDGET = 32 * 2**20  # bytes of weights in the repository, separator and whole codec together
+BUDGET = 40 * 10**6  # bytes of weights in the repository, separator and whole codec together
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,16 @@ def test_it_expects_the_stems_of_a_song_and_listens_to_the_song(separate, song_p
     song, backwards = loss(stems.sum(dim=0)), loss(stems.sum(dim=0).flip(0))
     assert song < 16
     assert song < backwards - 0.5
+
+
+def test_it_separates_a_song_by_strangers(separate, song_path):
+    """Better than a quarter of the mixture by 1 dB in vocals and 3 dB in drums of the demo song, in seconds."""
+    streams = {name: torch.from_numpy(waveform) for name, (waveform, _) in read_stem_file(song_path).items()}
+    song = sum(streams[stem] for stem in separate.model.config.stems)
+    stems = {stem["label"]: torch.from_numpy(stem["audio"]) for stem in separate(song, sampling_rate=44100)}
+    for stem, better_by in (("vocals", 1.0), ("drums", 3.0)):
+        estimate, quarter = usdr(torch.stack((stems[stem], song / 4)), streams[stem].expand(2, -1, -1)).mean(dim=-1)
+        assert estimate > quarter + better_by, (stem, estimate, quarter)
 
 
 def test_the_codec_beside_the_separator_writes_the_codes_that_it_reads(separate):

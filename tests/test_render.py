@@ -154,6 +154,27 @@ def test_vocals_follow_the_melody_within_a_quarter_tone(song):
     assert level[~sung].mean() < 0.3 * level[sung].mean()
 
 
+def test_synthetic_basses_are_low_and_make_room_for_the_kick(speech_dir):
+    from data_mss.render_score import Note
+    from data_mss.render_song import render_song
+    from data_mss.render_synthesizer import BassSynth, ducking_gain, play_bass_synth
+
+    stems, recipe = render_song(make_config(synthesizer_share=1.0, instrumental_share=1.0), 1)
+    (bass,) = [part for part in recipe.parts if part.stem == "bass"]
+    assert bass.player == "synthesizer" and bass.synth is not None
+    assert np.abs(stems["bass"]).max() > 0.01
+
+    sub = BassSynth("sine", octave=-1, cutoff=200, sweep=0, closing=0.1, decay=100, ducking=0.8, release=0.2)
+    notes = [Note(0.0, 1.0, 36, 100), Note(1.0, 2.5, 28, 100), Note(-1, 0.5, 40, 100)]  # beyond the ends: cut, left out
+    line = play_bass_synth(notes, sub, 2.0)
+    assert line.shape == (2, 96000) and np.array_equal(line[0], line[1])
+    for second, frequency in ((0, 32.7), (1, 41.2)):  # C1; E0 would be below what is heard: E1
+        spectrum = np.abs(np.fft.rfft(line[0, second * 48000 : (second + 1) * 48000]))
+        assert spectrum.argmax() == pytest.approx(frequency, abs=1)
+    gain = ducking_gain([Note(0.5, 0.6, 36, 90), Note(1.0, 1.1, 38, 90)], sub, 96000)  # a kick, and a snare
+    assert gain[24000] == pytest.approx(0.2) and gain[:24000].min() == gain[24000 + 9600 :].min() == 1
+
+
 def test_the_seed_decides_and_no_song_depends_on_another(song, speech_dir):
     from data_mss.render_song import render_song
 

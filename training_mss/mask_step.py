@@ -14,7 +14,7 @@ from .separator_step import ENCODER, PLAYER, SeparatorStage
 from .stage import StepLoss
 
 N_FFT = 2048  # of the score, at 48 kHz
-AUDIBLE_SHARE = 0.01  # of the mixture's energy: stems 20 dB below it are not scored in a crop of a few seconds
+AUDIBLE_SHARE = 0.05  # of the mixture's energy: stems 13 dB below it are not scored in a crop of a few seconds
 
 
 class MaskStage(SeparatorStage):
