@@ -2,9 +2,10 @@
 
     python -m evaluation_mss.calibration runs/separator/final --manifests data/validation data/free data/trackswitch
 
-Masks are too sure of music unlike the training songs, so songs of several origins should take part; scores are means
-over the sources of the manifests, of `usdr` over songs and audible stems. `mask_temperature`, `token_share` and the
-order of `outputs` are written to the config.json of the folder. Prints one JSON line.
+Masks are too sure of music unlike the training songs, so songs of several origins should take part. Scores are means
+over the sources of the manifests, of `usdr` over songs and audible stems. Stems are mixed at equal loudness: in songs
+as they are, quiet ones would decide. `mask_temperature`, `token_share` and the order of `outputs` are written to the
+config.json of the folder. Prints one JSON line.
 """
 
 import argparse
@@ -87,7 +88,8 @@ def calibrate(model_dir: Path, manifests: list[str], excerpt_s: float, with_toke
         raise ValueError(f"{model_dir} has no masks to calibrate: it was configured with mask_head=False.")
     output = "filtered" if with_tokens else "masked"
     trials, equal_shares = defaultdict(list), defaultdict(list)
-    for excerpt in tqdm(find_excerpts(manifests, "validation", excerpt_s=excerpt_s), desc="separating", unit="song"):
+    excerpts = find_excerpts(manifests, "validation", excerpt_s=excerpt_s, equal_loudness=True)
+    for excerpt in tqdm(excerpts, desc="separating", unit="song"):
         song = excerpt.read(config.stems)
         trials[excerpt.song.source].append(Trial(pipe, song, output))
         equal_shares[excerpt.song.source].append(mean_usdr([song.mixture / len(song.stems)] * len(song.stems), song))
