@@ -31,6 +31,7 @@ from .songs import EvaluationSong, find_excerpts
 TEMPERATURES = (0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5)
 TOKEN_SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 MASKS_ALONE = 0.0
+WORTH = 0.1  # dB that tokens must add before they are the default: they take many times as long
 
 
 class Trial:
@@ -110,7 +111,7 @@ def calibrate(model_dir: Path, manifests: list[str], excerpt_s: float, with_toke
     if with_tokens:
         filtered = {share: scores(temperature, share) for share in tqdm(TOKEN_SHARES, desc="token shares")}
         chosen["token_share"] = best_of(filtered)
-        tokens_help = filtered[chosen["token_share"]]["mean"] > masked[temperature]["mean"]
+        tokens_help = filtered[chosen["token_share"]]["mean"] > masked[temperature]["mean"] + WORTH
         order = ["filtered", "masked"] if tokens_help else ["masked", "filtered"]
         chosen["outputs"] = [*order, "generated"]
     write_fields(model_dir, chosen)
