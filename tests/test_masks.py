@@ -106,17 +106,13 @@ def test_gradients_reach_what_they_should():
 
 
 def test_a_track_is_told_of_its_own_mask(model):
-    """Drums hear of another mask: what is written for vocals stays, what is written for drums changes."""
-    codes, powers = torch.randint(64, (2, 4, 10, 4)), None
+    """The mask of the drums changes: so does what the positions of drums are told, and nothing else."""
     mixture = model.encode_mixture(features())
     before = model.position_embeds(mixture, 4)
     mixture.masked_log_mel[:, 1] += 1.0
     after = model.position_embeds(mixture, 4)
     changed = (before != after).any(dim=-1)  # (B, blocks, positions)
     assert changed[:, 1, :10].all() and not changed[:, 1, 10].any() and not changed[:, [0, 2, 3]].any()
-    logits = model(input_features=features(), audio_codes=codes, stem_powers=powers).logits
-    greedy = model.generate(features())
-    assert logits.isfinite().any() and greedy.shape == codes.shape
 
 
 @pytest.mark.parametrize(
