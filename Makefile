@@ -17,6 +17,8 @@ TRAIN = $(BIN)/python train_accelerate.py --config configs/tiny.yaml --manifests
 # Songs as docs/checkpoint.md makes them, and minutes of training.
 SONGS ?= data/packed
 MINUTES ?= masks=60 separator=30
+# By its command line: the number of a process that has ended may be another one's by now.
+IS_RUNNING = grep -qs training_mss.recipe /proc/$$(cat runs/demo/pid 2>/dev/null)/cmdline
 
 .PHONY: setup demo test check train_tiny train_demo stop_demo
 
@@ -58,11 +60,12 @@ train_tiny: $(DEV_STAMP)
 train_demo: $(DEV_STAMP)
 	@test -e $(SONGS)/manifest.jsonl || { echo "No songs in $(SONGS): docs/checkpoint.md says how to make them."; exit 1; }
 	@mkdir -p runs/demo
-	@if [ -e runs/demo/pid ] && kill -0 $$(cat runs/demo/pid) 2>/dev/null; then echo "It is running already."; exit 1; fi
+	@if $(IS_RUNNING); then echo "It is running already."; exit 1; fi
 	@nohup nice -n 10 $(BIN)/python -m training_mss.recipe --config configs/demo.yaml --manifests $(SONGS) \
 		--codec pretrained_mss/codec --output_dir runs/demo --minutes $(MINUTES) --num_workers 0 --validation_steps 100 \
 		--checkpointing_steps 100 >>runs/demo/log.txt 2>&1 & echo $$! >runs/demo/pid
 	@echo "Training in the background: tail -f runs/demo/log.txt; make stop_demo ends it with a checkpoint."
 
 stop_demo:
+	@$(IS_RUNNING) || { echo "No training is running."; exit 1; }
 	@kill -TERM $$(cat runs/demo/pid) && echo "It ends after this step; make train_demo goes on."

@@ -232,12 +232,11 @@ def load_models(options: argparse.Namespace) -> list:
         of_tokens = dict.fromkeys((*TOKEN_OPTIONS, "seed"))  # what `masked` does not have
         of_filter["combine"] = None if own.combine == "mean" else own.combine
         changed = {key for key, value in asked.items() if value != getattr(options, key)}
-        for output in options.outputs or outputs_of(path):
-            if output == "masked" and changed & of_tokens.keys():
-                continue  # what is this model's own is for tokens
-            if output == "generated" and changed and changed <= of_filter.keys():
-                continue  # what is this model's own is for the filter: the same stems again
+        outputs = options.outputs or outputs_of(path)
+        for output in outputs:
             without = {"masked": of_tokens, "filtered": {}, "generated": of_filter}[output]
+            if len(outputs) > 1 and changed and changed <= without.keys():
+                continue  # what is this model's own changes nothing here: the same stems again
             wanted = SeparationOptions(**(asked | without))
             systems.append(ModelSystem(path, output, wanted, options.device, f"{name} {output}"))
     return systems

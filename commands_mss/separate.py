@@ -2,7 +2,7 @@
 
 examples:
   mss-lm separate song.mp3                              four stems in separated/song/
-  mss-lm separate album/ --stems vocals --format flac   the vocals of every song in a folder (a quarter of the time)
+  mss-lm separate album/ --stems vocals --format flac   the vocals of every song in a folder
   mss-lm separate song.mp3 --two_stems vocals           vocals.wav and no_vocals.wav, for karaoke
   mss-lm separate a.wav b.wav --filename "{stem}/{track}.{ext}"
 

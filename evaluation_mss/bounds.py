@@ -3,8 +3,8 @@
 - mixture: the mixture as estimate of every stem; a separator that is worse should not have run.
 - equal_shares: the mixture in equal parts, one for each stem; a separator that is not better has not separated.
 - codec: the true stems through the codec, which is all that a language model over its codes can generate.
-- codec_filtered: the Wiener filter driven by those: the most of the output "filtered".
-- ideal_ratio_mask: the same filter driven by the true stems themselves, what any codec might reach.
+- codec_filtered: the Wiener filter driven by those: the most of the output "filtered" without masks.
+- ideal_ratio_mask: the same filter driven by the true stems themselves, about what any mask of power might reach.
 - reference: the true stems, the row "ground truth" of tables of listening scores.
 """
 

@@ -42,6 +42,7 @@ class Trial:
         processor, rate = pipe.processor, song.sampling_rate
         options = SeparationOptions(output=output, seed=0)
         options = options.as_saved_with(pipe.model.config, pipe.model.generation_config)
+        options.check(pipe.model.config)
         mono = torch.cat(list(processor.mono_blocks(Song.from_array(song.mixture, rate).blocks(), rate)))
         self.gain, self.rate = processor.input_gain(mono.square().mean().item()), processor.sampling_rate
         window, self.overlap, self.starts = processor.window_layout(song.mixture.shape[-1], rate)
@@ -77,11 +78,13 @@ def mean_usdr(estimates: Iterable[torch.Tensor], song: EvaluationSong) -> float:
     return torch.tensor(ratios).nanmean().item()
 
 
+@torch.no_grad()
 def calibrate(model_dir: Path, manifests: list[str], excerpt_s: float, with_tokens: bool) -> dict:
     """Choose and write the three fields; returns them with the scores they were chosen by.
 
     Raises:
-        ValueError: the model has no masks, or there are no validation songs.
+        ValueError: the model has no masks, or no trained language model where its tokens take part, or there are no
+            validation songs.
     """
     pipe = pipeline("audio-source-separation", model=str(model_dir))
     config = pipe.model.config

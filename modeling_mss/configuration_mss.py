@@ -1,5 +1,7 @@
 """Configuration of the separator: conditional encoder, language model and codec."""
 
+import copy
+
 from huggingface_hub.dataclasses import strict
 from transformers import HubertConfig, LlamaConfig, PreTrainedConfig
 
@@ -147,7 +149,9 @@ class MssConfig(PreTrainedConfig):
         if not __name__.startswith("transformers_modules"):
             kwargs.pop("custom_pipelines", None)  # installed package: the registry has the pipeline
         encoder_class = HubertConfig if self.conditional_encoder == "hubert" else MssEncoderConfig
-        if not isinstance(self.encoder_config, PreTrainedConfig):
+        if isinstance(self.encoder_config, PreTrainedConfig):
+            self.encoder_config = copy.deepcopy(self.encoder_config)  # it is changed below
+        else:
             self.encoder_config = encoder_class(**(self.encoder_config or {}))
         decoder_config = _as_dict(self.decoder_config)
         if "num_attention_heads" in decoder_config:

@@ -307,15 +307,16 @@ def place_windows(
 def _blend_masks(windows: list[PlacedWindow], frames: torch.Tensor) -> torch.Tensor:
     """Masks `(S, N, M)` at frames that are centred on these samples of the song `(N,)`.
 
-    A frame that no window covers, as the last one of a song may be, has the masks of the nearest one.
+    A frame that no window covers, as the last one of a song may be, has the masks of the nearest window.
     """
     total = weights = 0
     for window in windows:
-        places = (frames - window.start).double() / window.length  # 0 to 1 along the window
+        places = (frames - window.start).float() / window.length  # 0 to 1 along the window
         samples = (places * len(window.weight)).long().clamp(0, len(window.weight) - 1)
-        # Never 0: what is beyond a window counts only where no other one counts.
+        # Beyond a window it counts only where no other one does, and the less the farther away it is.
+        beyond = (places - places.clamp(0, 1)).abs()
         inside = (places >= 0) & (places < 1)
-        weight = (torch.where(inside, window.weight[samples], 0) + 1e-6)[:, None]
+        weight = (torch.where(inside, window.weight[samples], 0) + 1e-6 * (-100 * beyond).exp())[:, None]
         total = total + weight * masks_at_frames(window.masks, places * window.masks.shape[-2] - 0.5)
         weights = weights + weight
     return total / weights

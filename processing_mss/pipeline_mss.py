@@ -55,8 +55,8 @@ class AudioSourceSeparationPipeline(Pipeline):
             inputs: path or URL (str), the bytes of a file, an array `(samples,)` or `(channels, samples)` (with
                 `sampling_rate`), or a dictionary with `array` (or `raw`) and `sampling_rate`; or a list of these.
             sampling_rate (`int`, *optional*): of an array, in hertz (Hz); 48000 if not given.
-            stems (`list[str]`, *optional*): those wanted, in this order; all if not given. Vocals are generated first:
-                alone they take a quarter of the steps.
+            stems (`list[str]`, *optional*): those wanted, in this order; all if not given. Where tokens are written,
+                vocals come first: alone they take a quarter of the steps.
             two_stems (`str`, *optional*): this stem and all the rest, e.g. "vocals" and "no_vocals".
             output (`str`, *optional*): `"masked"`, the mixture's own sound, divided among the stems by the encoder's
                 masks: all channels, sample-aligned; all stems add up to the mixture; no tokens are written, which takes

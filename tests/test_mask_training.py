@@ -1,6 +1,11 @@
 """The stage masks as a user runs it: it learns, resumes, keeps its best; the language model goes on from it."""
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +15,7 @@ from transformers import pipeline
 
 import mss_lm  # noqa: F401
 import train_accelerate
+from evaluation_mss.calibration import calibrate
 from modeling_mss import MssConfig, MssForConditionalGeneration
 from tests.test_training import arguments, read_log
 from tests.tiny import masked_options, small_corpus, tiny_codec, tiny_training_config
@@ -69,7 +75,7 @@ def test_it_learns_and_judges_itself_on_every_source_alike(folder):
     assert log[12]["train/loss"] < 0.7 * log[1]["train/loss"]
     last = scores[12]
     assert last["validation/usdr"] > scores[4]["validation/usdr"]
-    of_sources = [last["validation/usdr/elsewhere"], last["validation/usdr/made"]]
+    of_sources = [last["validation/usdr/source/elsewhere"], last["validation/usdr/source/made"]]
     assert last["validation/usdr"] == pytest.approx(sum(of_sources) / 2)
 
 
@@ -102,12 +108,16 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(folder):
 
 
 def test_the_best_weights_are_exported_not_the_last(folder):
-    """A rate that destroys what was learned: the export has the weights from before."""
-    settings = ("masks.optimizer.learning_rate=30", "masks.optimizer.max_grad_norm=1e9", "masks.ema_decay=0.01")
+    """A rate that grows and destroys what was learned: the export has the weights from before.
+
+    There are fewer crops for validation than sources of songs, which must not keep any from being the best.
+    """
+    growing = ("masks.optimizer.decay=2.5", "masks.optimizer.max_grad_norm=1e9", "masks.ema_decay=0.01")
+    settings = (*growing, "masks.validation_crops=1")
     assert train(folder, "masks", "spoilt", max_steps=12, settings=settings) == 0
     scores = {step: record["validation/usdr"] for step, record in read_log(folder / "spoilt", "validation").items()}
     state = last_state(folder / "spoilt")
-    assert state.best_step == max(scores, key=scores.get)
+    assert 0 < state.best_step == max(scores, key=scores.get) < 12
     assert state.best_scores["usdr"] == pytest.approx(max(scores.values()))
     best = load_file(folder / "spoilt" / "best" / "separator.safetensors")
     exported = load_file(folder / "spoilt" / "final" / "model.safetensors")
@@ -125,6 +135,20 @@ def test_the_language_model_goes_on_from_the_masks_and_leaves_them_alone(folder)
     assert "train/loss/drums/00" in record and "train/mask_loss" not in record
 
 
+def test_calibration_chooses_by_validation_songs_and_writes_what_it_chose(folder):
+    manifests = [str(folder / "corpus"), str(folder / "other")]
+    target = shutil.copytree(folder / "told" / "final", folder / "calibrated")
+    result = calibrate(target, manifests, excerpt_s=1.0, with_tokens=True)
+    for field, scores in (("mask_temperature", result["masked"]), ("token_share", result["filtered"])):
+        assert result[field] == max(scores, key=lambda value: scores[value]["mean"])
+    of_sources = result["masked"][1.0]
+    assert of_sources["mean"] == pytest.approx((of_sources["made"] + of_sources["elsewhere"]) / 2)
+    config = MssConfig.from_pretrained(target)
+    assert [config.mask_temperature, config.outputs] == [result["mask_temperature"], result["outputs"]]
+    with pytest.raises(ValueError, match="what this checkpoint is for"):  # its language model is not trained yet
+        calibrate(folder / "run" / "final", manifests, excerpt_s=1.0, with_tokens=True)
+
+
 def test_masks_and_codes_learn_together_unless_the_encoder_is_frozen(folder):
     settings = ("separator.freeze_encoder=false", "separator.crops.input=bank", "separator.crops.bank_size=4")
     start = ["--init_from", str(folder / "run" / "best")]
@@ -139,6 +163,8 @@ def test_a_model_without_masks_is_refused(folder, capsys):
     settings = ("separator.model.mask_head=false", "separator.model.masked_conditioning=false")
     assert train(folder, "masks", "none", max_steps=1, settings=settings) == 1
     assert "mask_head: true" in capsys.readouterr().err
+    assert train(folder, "separator", "none", max_steps=1) == 1  # a new encoder, frozen
+    assert "a new one knows nothing" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"masks\.model"):
         load_config(folder / "training_tiny.yaml", ["masks.model.hidden_size=1"])
     assert not MssConfig().mask_head  # the paper's
@@ -158,3 +184,25 @@ def test_a_recipe_runs_its_stages_and_has_nothing_left_to_do_afterwards(folder, 
     assert [read_log(tmp_path / "recipe" / stage).keys() for stage in recipe.STAGES] == [{1, 2, 3}, {1, 2}]
     with pytest.raises(SystemExit):
         recipe.main([*given, "--minutes", "codec=1"])
+
+
+def test_ctrl_c_reaches_a_stage_of_a_recipe_once(tmp_path):
+    """A terminal sends it to the whole group; a second signal would cost the stage its checkpoint."""
+    stage = """
+import signal, sys, time
+seen = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: seen.append(number))
+print("ready", flush=True)
+while not seen:
+    time.sleep(0.05)
+time.sleep(0.5)
+print(len(seen), flush=True)
+"""
+    run = (
+        f"import sys; from training_mss.recipe import run_stage; sys.exit(run_stage([sys.executable, '-c', {stage!r}]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", run], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60)[0] == "1\n" and process.returncode == recipe.INTERRUPTED

@@ -7,6 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modeling_mss import MssConfig
 from processing_mss import (
     AudioSourceSeparationPipeline,
     WindowEstimate,
@@ -131,6 +132,12 @@ def test_configurations_that_cannot_be_are_refused(options, message):
         tiny_config(**options)
 
 
+def test_a_configuration_leaves_the_one_of_its_encoder_to_its_owner():
+    encoder_config = tiny_config().encoder_config
+    masked = tiny_config(mask_head=True).to_dict() | {"encoder_config": encoder_config}
+    assert MssConfig(**masked).encoder_config.num_masks == 4 and encoder_config.num_masks == 0
+
+
 def test_targets_that_do_not_fit_are_refused(model):
     plain = tiny_model()
     with pytest.raises(ValueError, match="no mask head"):
@@ -173,6 +180,19 @@ def test_true_masks_in_windows_separate_a_song_and_add_up_to_it(four_sounds, rat
     error = (separated - stems).square().sum(dim=1)
     ratios = 10 * (stems.square().sum(dim=1) / error).log10()
     assert ratios.mean() > 9, ratios
+
+
+def test_a_frame_beyond_the_last_window_has_the_masks_of_that_window():
+    """Half a song is vocals by its masks, half is not, and nothing of the first is heard in its last frame."""
+    masks = torch.zeros(3, 2, 50, 120)
+    masks[:2, 0], masks[2, 0] = 1.0, 0.0
+    masks[:, 1] = 1 - masks[:, 0]
+    starts = [0, 48000, 96000]
+    mixture = torch.randn(1, 144000, generator=torch.Generator().manual_seed(0))
+    estimates = [WindowEstimate(48000, masks=window) for window in masks]
+    stems = torch.cat(list(filter_windows(estimates, starts, 0, 1.0, 48000, [mixture], 144000, 48000)), dim=-1)
+    assert stems[0, 0, -2000:].abs().max() < 1e-4
+    assert (stems[0, 0, :40000] - mixture[0, :40000]).abs().max() < 1e-4
 
 
 def test_mel_powers_and_log_mel_have_the_same_frames_and_bands():

@@ -214,9 +214,10 @@ def test_every_ablation_trains_through_its_configuration(tmp_path, corpus, base)
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_fine_tuning_with_other_stems_keeps_what_fits(tmp_path, config, corpus, codec_dir):
+def test_fine_tuning_with_other_stems_keeps_what_fits(tmp_path, config, corpus, codec_dir, capsys):
     codec = HCodecModel.from_pretrained(codec_dir)
-    trained = tiny_model(track_embeddings=True, stems=["drums", "vocals"])
+    masks = {"track_embeddings": True, "mask_head": True, "conv_channels": [8, 12]}
+    trained = tiny_model(**masks, stems=["drums", "vocals"])
     whole = codec.state_dict()
     trained.codec.load_state_dict({name: whole[name] for name in trained.codec.state_dict()})
     trained.save_pretrained(tmp_path / "trained")
@@ -227,7 +228,11 @@ def test_fine_tuning_with_other_stems_keeps_what_fits(tmp_path, config, corpus, 
     tuned = MssForConditionalGeneration.from_pretrained(tmp_path / "run" / "final")
     assert tuned.config.stems == ["vocals", "other"]
     assert torch.equal(tuned.track_embedding.weight[0], trained.track_embedding.weight[1])
+    assert torch.equal(tuned.encoder.mask_head.out.weight[0], trained.encoder.mask_head.out.weight[1])
     assert torch.equal(tuned.acoustic_head.weight, trained.acoustic_head.weight)
+    frozen = ["separator.freeze_encoder=true"]
+    assert train_accelerate.main(arguments("separator", config, corpus, tmp_path / "no", *more, *still, *frozen)) == 1
+    assert "has masks of ['drums', 'vocals'], not of ['other']" in capsys.readouterr().err
     # and a checkpoint of a run, which lacks the codec, is a start as well
     checkpoint = next((tmp_path / "run" / "checkpoints").glob("step-*"))
     assert not any("codec" in name for name in _names(checkpoint / "separator.safetensors"))

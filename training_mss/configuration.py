@@ -58,6 +58,13 @@ class CropConfig:
         _require(self.crop_s > 0, "crop_s", "positive", self.crop_s)
         _require(self.batch_size > 0, "batch_size", "at least 1", self.batch_size)
         _require(0 < self.rms_range[0] <= self.rms_range[1], "rms_range", "0 < low <= high", self.rms_range)
+        remixed = self.input != "bank" and self.remix_probability > 0
+        _require(
+            remixed or not self.audible_probability,
+            "audible_probability",
+            "0 where crops are not remixed, or in a bank, which remixes codes",
+            self.audible_probability,
+        )
 
 
 @dataclass

@@ -23,7 +23,7 @@ CARD = """{front_matter}
 
 # {title}
 
-Made by `train_accelerate.py --stage {stage}` of mss-lm: {steps} updates, {minutes:.0f} minutes.
+Made by `train_accelerate.py --stage {stage}` of mss-lm: {steps} updates, {minutes:.0f} minutes.{best}
 
 ## Data
 
@@ -59,13 +59,17 @@ def write_model_card(
         if song.split == "train":
             hours[song.source, song.licence] += song.duration / 3600
     rows = [f"| {source} | {licence} | {hours[source, licence]:.2f} |" for source, licence in sorted(hours)]
-    settings = {"stems": config.stems, stage: config.to_dict()[stage]}
+    sections = config.to_dict()
+    settings = {"stems": config.stems, stage: sections[stage]}
+    if stage == "masks":
+        settings["separator"] = {"model": sections["separator"]["model"]}
     content = CARD.format(
         front_matter=f"---\n{card_data.to_yaml()}\n---",
         title=f"mss-lm {stage}",
         stage=stage,
         steps=state.step,
         minutes=state.train_seconds / 60,
+        best=f" The weights are those after {state.best_step}, the best in validation." if state.best_step else "",
         data="\n".join(["| source | licence | hours |", "|---|---|---|", *rows]),
         scores="\n".join(f"- {name}: {value:.3f}" for name, value in sorted(scores.items())) or "None was made.",
         config=yaml.safe_dump(_plain(settings), sort_keys=False),

@@ -173,6 +173,8 @@ def validation_crops(
 ) -> Validation:
     """The same crops of the validation split every time, as they are, at one level, about as many of each source.
 
+    There are more than `num_crops` where some source or process would have none.
+
     Raises:
         ValueError: no song of the validation split.
     """
@@ -191,7 +193,7 @@ def validation_crops(
 
     sources = sorted({song.source for song in dataset_of(None).songs})
     datasets = [dataset_of({source: 1.0}) for source in sources]
-    num_crops = max(num_crops, accelerator.num_processes)  # no process without one: they average together
+    num_crops = max(num_crops, accelerator.num_processes, len(sources))
     mine = range(accelerator.process_index, num_crops, accelerator.num_processes)
     batches = []
     for start in range(0, len(mine), config.batch_size):

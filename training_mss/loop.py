@@ -233,7 +233,7 @@ class Training:
         """Of each source, and their mean under the name of the score itself."""
         source = torch.cat([batch["source"] for batch in self.validation.batches]).to(values.device)
         of_source = {
-            f"{score}/{name}": self._mean_over_crops(torch.where(source == number, values, torch.nan))
+            f"{score}/source/{name}": self._mean_over_crops(torch.where(source == number, values, torch.nan))
             for number, name in enumerate(self.validation.sources)
         }
         return {score: sum(of_source.values()) / len(of_source), **of_source}

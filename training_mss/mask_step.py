@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
+from modeling_mss import MssForConditionalGeneration
 from processing_mss.filtering_mss import istft, stft
 from processing_mss.masking_mss import masks_at_bins, masks_at_frames
 
@@ -40,7 +41,9 @@ class MaskStage(SeparatorStage):
             raise ValueError("The stage masks needs separator.model.mask_head: true in the configuration.")
         self.model.config.outputs = ["masked"]
         self.frozen = tuple(f"{name}." for name, _ in self.model.named_children() if name != ENCODER)
-        for name, parameter in self.model.named_parameters():
+
+    def choose_what_learns(self, model: MssForConditionalGeneration, init_from: str | None) -> None:
+        for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith(f"{ENCODER}."))
 
     def step(self, batch: dict, step: int) -> Iterator[StepLoss]:

@@ -26,7 +26,8 @@ INTERRUPTED = 130
 
 def run_stage(command: list[str]) -> int:
     """Run a stage and return its exit code; a signal to this process is one to the stage, which ends in order."""
-    stage, stopped = subprocess.Popen(command), []
+    # A session of its own: Ctrl-C comes from here, once (a second one would cost the checkpoint).
+    stage, stopped = subprocess.Popen(command, start_new_session=True), []
 
     def on_signal(number: int, frame):
         stopped.append(number)

@@ -26,6 +26,7 @@ PLAYER = "separator"
 FROZEN_CODEC = "codec."
 ENCODER = "encoder"
 NUM_DRAWS = 8  # decodings whose power is averaged in validation
+TABLES_OF_STEMS = {"track_embedding.weight", "encoder.mask_head.out.weight", "encoder.mask_head.out.bias"}
 
 
 class SeparatorStage(Stage):
@@ -42,7 +43,8 @@ class SeparatorStage(Stage):
             then the language model is new, as configured.
 
     Raises:
-        ValueError: the codec cannot encode, or `init_from` was trained over another codec.
+        ValueError: the codec cannot encode, `init_from` was trained over another codec, or an encoder is to be frozen
+            that knows nothing, or not all of the stems.
     """
 
     frozen = (FROZEN_CODEC,)
@@ -66,8 +68,7 @@ class SeparatorStage(Stage):
             if init_from and any(not torch.equal(ours[key], theirs[key]) for key in ours):
                 raise ValueError(f"The separator {init_from} was trained over another codec than {codec_path}.")
             setattr(model.codec, name, getattr(self.tokenizer, name))  # one copy in memory
-        if training_config.separator.freeze_encoder:
-            model.encoder.requires_grad_(False)
+        self.choose_what_learns(model, init_from)
         if self.config.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.config.untrained = False
@@ -75,6 +76,17 @@ class SeparatorStage(Stage):
         model.generation_config = GenerationConfig(**dataclasses.asdict(training_config.separator.generation))
         self.players = {PLAYER: model}
         self.processor = _processor_of(model.config, self.config.crops.crop_s)
+
+    def choose_what_learns(self, model: MssForConditionalGeneration, init_from: str | None) -> None:
+        """Freeze the parameters that this stage leaves as they are."""
+        if not self.training_config.separator.freeze_encoder:
+            return
+        if not init_from and model.config.conditional_encoder != "hubert":
+            raise ValueError(
+                "separator.freeze_encoder leaves the encoder as it is, and a new one knows nothing: train the stage "
+                "masks first and give --init_from its best/, or pass --set separator.freeze_encoder=false."
+            )
+        model.encoder.requires_grad_(False)
 
     def _new_separator(self) -> MssForConditionalGeneration:
         config = self._configuration()
@@ -113,15 +125,17 @@ class SeparatorStage(Stage):
                 f"{init_from} generates {trained.config.stems} in parallel, through tables and heads of their own: it "
                 f"cannot go on with {stems}. Start from a sequential separator."
             )
+        known = list(trained.config.stems)
+        if trained.config.mask_head and self.training_config.separator.freeze_encoder and set(stems) - set(known):
+            raise ValueError(
+                f"{init_from} has masks of {known}, not of {sorted(set(stems) - set(known))}: pass --set "
+                "separator.freeze_encoder=false, so that those are learned."
+            )
         config = MssConfig(**{**trained.config.to_dict(), "stems": stems})
         model = MssForConditionalGeneration(config)
-        state = trained.state_dict()
-        if config.track_embeddings:  # a stem of the same name keeps its vector, a new one starts from scratch
-            table = model.track_embedding.weight.detach().clone()
-            for row, stem in enumerate(stems):
-                if stem in trained.config.stems:
-                    table[row] = state["track_embedding.weight"][trained.config.stems.index(stem)]
-            state["track_embedding.weight"] = table
+        state, fresh = trained.state_dict(), model.state_dict()
+        for name in TABLES_OF_STEMS & state.keys():
+            state[name] = rows_of_stems(state[name], known, fresh[name], stems)
         model.load_state_dict(state)
         return model
 
@@ -255,6 +269,20 @@ class SeparatorStage(Stage):
     def export(self, directory: str | os.PathLike) -> None:
         """The whole repository: both halves of the model, processor, pipeline, and their code."""
         AudioSourceSeparationPipeline(model=self.model, processor=self.processor).save_pretrained(directory)
+
+
+def rows_of_stems(rows: torch.Tensor, known: list[str], fresh: torch.Tensor, stems: list[str]) -> torch.Tensor:
+    """A table with as many rows for each stem, for other stems: those of the same name keep theirs.
+
+    Args:
+        rows: `(S * n, ...)`, of the stems `known`.
+        fresh: `(S' * n, ...)`, what new ones of `stems` start from.
+
+    Returns:
+        As `fresh`.
+    """
+    before, after = rows.unflatten(0, (len(known), -1)), fresh.unflatten(0, (len(stems), -1))
+    return torch.cat([before[known.index(stem)] if stem in known else after[i] for i, stem in enumerate(stems)])
 
 
 def of_masks(weights: Path) -> bool:
