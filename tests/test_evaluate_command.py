@@ -1,5 +1,6 @@
 """`mss-lm evaluate` with the real parts, from manifest to tables."""
 
+import argparse
 import json
 
 import numpy as np
@@ -12,8 +13,8 @@ from evaluation_mss.baselines import BASELINES
 from evaluation_mss.bounds import BOUNDS
 from evaluation_mss.protocol import METRICS
 from evaluation_mss.score_lines import read_records
-from processing_mss import write_audio
-from tests.tiny import small_corpus
+from processing_mss import AudioSourceSeparationPipeline, write_audio
+from tests.tiny import masked_options, small_corpus, tiny_model, tiny_processor
 
 
 def test_what_the_command_offers():
@@ -98,6 +99,26 @@ def test_the_commands_excerpts_and_report(corpus, tmp_path, capsys):
     assert "ideal_ratio_mask/song0%400.2s/vocals.flac" in (tmp_path / "report.html").read_text()
     assert "report.html" in capsys.readouterr().out and (tmp_path / "pictures" / "song0@0.2s.png").is_file()
     assert "excerpts of 0.5 s" in (tmp_path / "tables.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("outputs", "own", "expected"),
+    [
+        ([], "", ["masked", "filtered", "generated"]),
+        ([], "--num_candidates 1", ["filtered", "generated"]),  # masked would be the same stems again
+        ([], "--num_candidates 1 --window_s 0.96", ["masked", "filtered", "generated"]),
+        (["masked"], "--num_candidates 1", ["masked"]),  # asked for by name
+        ([], "--expected", ["filtered"]),
+    ],
+)
+def test_a_model_with_options_of_its_own_runs_where_they_change_something(tmp_path, outputs, own, expected):
+    model = tiny_model(**masked_options())
+    AudioSourceSeparationPipeline(model=model, processor=tiny_processor(model.config)).save_pretrained(tmp_path)
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    given = ["--manifests", "songs", "--output_dir", "scores", "--device", "cpu", "--model", f"a={tmp_path} {own}"]
+    systems = command.load_models(parser.parse_args([*given, *(["--outputs", *outputs] if outputs else [])]))
+    assert [system.name for system in systems] == [f"a {output}" for output in expected]
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,13 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def told(folder) -> Path:
+    """A separator of two steps over the masks of the run."""
+    assert train(folder, "separator", "told", "--init_from", str(folder / "run" / "final"), max_steps=2) == 0
+    return folder / "told"
+
+
 def train(folder: Path, stage: str, name: str, *more: str, max_steps: int, settings: tuple[str, ...] = ()) -> int:
     given = arguments(stage, folder / "training_tiny.yaml", folder / "corpus", folder / name, *more)
     given.insert(given.index("--output_dir"), str(folder / "other"))
@@ -124,20 +131,19 @@ def test_the_best_weights_are_exported_not_the_last(folder):
     assert all(torch.equal(exported[name], weight) for name, weight in best.items())
 
 
-def test_the_language_model_goes_on_from_the_masks_and_leaves_them_alone(folder):
-    assert train(folder, "separator", "told", "--init_from", str(folder / "run" / "final"), max_steps=2) == 0
-    model = MssForConditionalGeneration.from_pretrained(folder / "told" / "final")
+def test_the_language_model_goes_on_from_the_masks_and_leaves_them_alone(folder, told):
+    model = MssForConditionalGeneration.from_pretrained(told / "final")
     assert model.config.outputs == ["masked", "filtered", "generated"]
     masks = load_file(folder / "run" / "best" / "separator.safetensors")
     state = model.state_dict()
     assert all(torch.equal(state[name], weight) for name, weight in masks.items())
-    record = json.loads((folder / "told" / "log.jsonl").read_text().splitlines()[0])
+    record = json.loads((told / "log.jsonl").read_text().splitlines()[0])
     assert "train/loss/drums/00" in record and "train/mask_loss" not in record
 
 
-def test_calibration_chooses_by_validation_songs_and_writes_what_it_chose(folder):
+def test_calibration_chooses_by_validation_songs_and_writes_what_it_chose(folder, told):
     manifests = [str(folder / "corpus"), str(folder / "other")]
-    target = shutil.copytree(folder / "told" / "final", folder / "calibrated")
+    target = shutil.copytree(told / "final", folder / "calibrated")
     result = calibrate(target, manifests, excerpt_s=1.0, with_tokens=True)
     for field, scores in (("mask_temperature", result["masked"]), ("token_share", result["filtered"])):
         assert result[field] == max(scores, key=lambda value: scores[value]["mean"])
@@ -167,10 +173,14 @@ def test_a_model_without_masks_is_refused(folder, capsys):
     assert "a new one knows nothing" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"masks\.model"):
         load_config(folder / "training_tiny.yaml", ["masks.model.hidden_size=1"])
+    with pytest.raises(ValueError, match="audible_probability"):  # a bank would ignore it
+        bank = ["separator.crops.input=bank", "separator.crops.remix_probability=0.5"]
+        load_config(folder / "training_tiny.yaml", [*bank, "separator.crops.audible_probability=0.7"])
     assert not MssConfig().mask_head  # the paper's
 
 
-def test_a_recipe_runs_its_stages_and_has_nothing_left_to_do_afterwards(folder, tmp_path, capsys):
+def test_a_recipe_runs_its_stages_and_has_nothing_left_to_do_afterwards(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(recipe, "run_stage", lambda command: train_accelerate.main(command[2:]))  # in this process
     given = arguments("", folder / "training_tiny.yaml", folder / "corpus", tmp_path / "recipe")[2:]
     given.insert(given.index("--output_dir"), str(folder / "other"))
     given += ["--codec", str(folder / "codec"), "--set", *SETTINGS, "masks.max_steps=3", "separator.max_steps=2"]
@@ -186,7 +196,7 @@ def test_a_recipe_runs_its_stages_and_has_nothing_left_to_do_afterwards(folder, 
         recipe.main([*given, "--minutes", "codec=1"])
 
 
-def test_ctrl_c_reaches_a_stage_of_a_recipe_once(tmp_path):
+def test_ctrl_c_reaches_a_stage_of_a_recipe_once():
     """A terminal sends it to the whole group; a second signal would cost the stage its checkpoint."""
     stage = """
 import signal, sys, time

@@ -183,14 +183,18 @@ def test_true_masks_in_windows_separate_a_song_and_add_up_to_it(four_sounds, rat
 
 
 def test_a_frame_beyond_the_last_window_has_the_masks_of_that_window():
-    """Half a song is vocals by its masks, half is not, and nothing of the first is heard in its last frame."""
-    masks = torch.zeros(3, 2, 50, 120)
+    """A song that is vocals by its masks but for the last window: nothing of them is heard in its last frame.
+
+    46080 samples are whole frames of the masks and of the filter, so that this frame is centred on the song's end.
+    """
+    masks = torch.zeros(3, 2, 48, 120)
     masks[:2, 0], masks[2, 0] = 1.0, 0.0
     masks[:, 1] = 1 - masks[:, 0]
-    starts = [0, 48000, 96000]
-    mixture = torch.randn(1, 144000, generator=torch.Generator().manual_seed(0))
-    estimates = [WindowEstimate(48000, masks=window) for window in masks]
-    stems = torch.cat(list(filter_windows(estimates, starts, 0, 1.0, 48000, [mixture], 144000, 48000)), dim=-1)
+    mixture = torch.randn(1, 3 * 46080, generator=torch.Generator().manual_seed(0))
+    estimates = [WindowEstimate(46080, masks=window) for window in masks]
+    starts = [0, 46080, 2 * 46080]
+    blocks = filter_windows(estimates, starts, 0, 1.0, 48000, [mixture], mixture.shape[1], 48000)
+    stems = torch.cat(list(blocks), dim=-1)
     assert stems[0, 0, -2000:].abs().max() < 1e-4
     assert (stems[0, 0, :40000] - mixture[0, :40000]).abs().max() < 1e-4
 

@@ -123,10 +123,17 @@ def test_wrong_usage_says_what_to_do(tmp_path, config, corpus, capsys, monkeypat
 
 
 def test_the_shipped_tables_have_rows_that_can_be_built():
-    """Every row of both tables: its configuration loads, its model has about as many weights as the others."""
-    for name in ("ablations.yaml", "ablations_demo.yaml"):
+    """Every row of the tables: its configuration loads, its model has about as many weights as the others."""
+
+    def read(name: str) -> ablations.Ablations:
         options = ["--config", str(ROOT / "configs" / name), "--codec", "codec", "--manifests", "songs"]
-        table = ablations.Ablations(ablations.parse_arguments([*options, "--output_dir", "nowhere"]))
+        return ablations.Ablations(ablations.parse_arguments([*options, "--output_dir", "nowhere"]))
+
+    rows = {row: facts["config"]["separator"] for row, facts in read("ablations_masks.yaml").facts.items()}
+    of_masks = {row: (part["model"]["masked_conditioning"], part["freeze_encoder"]) for row, part in rows.items()}
+    assert of_masks == {"told": (True, True), "untold": (False, True), "together": (True, False)}
+    for name in ("ablations.yaml", "ablations_demo.yaml"):
+        table = read(name)
         seeds, paper = ["seed_1", "seed_2"], ["a1", "a2", "a3"]
         assert list(table.facts)[:6] == ["main", *seeds, *paper] and len(table.facts) == 12
         assert {row.of for row in table.table.rows.values()} == {None, "main"}

@@ -22,18 +22,20 @@ STAGES = ("masks", "separator")
 DONE = 0.9  # of a stage's minutes: the rest went into loading and validation
 MIN_MINUTES = 0.5  # of a call: loading alone takes that long
 INTERRUPTED = 130
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_stage(command: list[str]) -> int:
     """Run a stage and return its exit code; a signal to this process is one to the stage, which ends in order."""
-    # A session of its own: Ctrl-C comes from here, once (a second one would cost the checkpoint).
+    # A session of its own: Ctrl-C and the end of the terminal come from here, once (twice would cost the checkpoint).
     stage, stopped = subprocess.Popen(command, start_new_session=True), []
 
     def on_signal(number: int, frame):
         stopped.append(number)
         stage.send_signal(signal.SIGTERM)
 
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as nohup sets it
+    previous = {number: signal.signal(number, on_signal) for number in heard}
     try:
         status = stage.wait()
     finally:
