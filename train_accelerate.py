@@ -140,6 +140,7 @@ def train(options: argparse.Namespace, started: float) -> None:
         num_workers=options.num_workers,
         encode=getattr(stage, "tokenise", None),
         cache_dir=options.cache_dir,
+        partly_known=stage.partly_known,
     )
     validation = validation_crops(
         stage_config.crops,
@@ -149,6 +150,7 @@ def train(options: argparse.Namespace, started: float) -> None:
         accelerator,
         stage_config.validation_crops,
         options.cache_dir,
+        stage.partly_known,
     )
     log = RunLog(options.stage, options.output_dir, accelerator, SAMPLING_RATE)
     training = Training(

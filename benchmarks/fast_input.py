@@ -76,9 +76,14 @@ def main():
             lambda number: [dataset.draw(dataset.rng(index)) for index in indices(number)], torch.device("cpu"), 1.0
         )
         results["corpus_crops_per_s"] = BATCH * per_second(lambda number: corpus.crops(list(indices(number))), device)
+
+        def read_levelled(numbers):
+            crops = corpus.crops(numbers)
+            return random_level(crops["stems"]), crops["known"]
+
         for refresh in (0, 1, 4):
             bank = TokenBank(
-                lambda crops: random_level(corpus.crops(crops)["stems"]),
+                read_levelled,
                 lambda stems: torch.zeros(*stems.shape[:2], 100, 16, dtype=torch.int64, device=device),
                 size=64,
                 refresh=refresh,

@@ -18,8 +18,7 @@ from collections import defaultdict
 import torch
 
 import mss_lm  # noqa: F401
-from data_mss.dataset import stem_paths
-from data_mss.manifest import Song, read_manifest
+from data_mss.manifest import Song, read_manifest, stem_paths
 from modeling_mss import HCodecModel, MssForConditionalGeneration
 from processing_mss import AudioSourceSeparationPipeline, MssProcessor, read_audio, resample
 from processing_mss.filtering_mss import wiener_filter

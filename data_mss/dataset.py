@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from .audio_files import PACKED_SUFFIX, default_cache_dir, read_piece
-from .manifest import Song, read_manifest
+from .manifest import Song, known_stems, read_manifest, stem_paths
 from .resampled_crops import at_speed, piece_length
 
 SILENCE_RMS = 1e-3  # -60 dBFS: what is quieter is drawn again
@@ -47,6 +47,8 @@ class StemDataset(Dataset):
         source_weights: how often each `source` is drawn, relative to the others; in proportion to duration if not
             given. Within a source, songs are drawn in proportion to their durations.
         min_confidence: leave out separated songs whose stems add up worse than this.
+        partly_known: take songs too of which some stems are known as a sum only; `known` of a crop says of which stems
+            that holds. Without it such songs are left out.
         seed: of all draws.
         cache_dir: where formats that do not seek well are packed.
 
@@ -68,6 +70,7 @@ class StemDataset(Dataset):
         max_semitones: float = 0.0,
         source_weights: dict[str, float] | None = None,
         min_confidence: float | None = None,
+        partly_known: bool = False,
         seed: int = 0,
         cache_dir: str | os.PathLike | None = None,
     ):
@@ -87,8 +90,11 @@ class StemDataset(Dataset):
         self.songs = [song for song in _all_songs(manifests) if song.split == split]
         if min_confidence is not None:
             self.songs = [song for song in self.songs if song.confidence is None or song.confidence >= min_confidence]
+        if not partly_known:
+            self.songs = [song for song in self.songs if all(known_stems(song, self.stems))]
         if not self.songs:
             raise ValueError(f"No song of split {split!r} in {manifests}.")
+        self._known = np.array([known_stems(song, self.stems) for song in self.songs])
         for song in self.songs:
             self._check_packed_rate(song)
         shares = _shares(self.songs, source_weights)
@@ -112,7 +118,7 @@ class StemDataset(Dataset):
         return self.epoch_size
 
     def __getitem__(self, index: int) -> dict:
-        """A crop: `stems` `(S, T)` float32, `mixture` `(T,)` their sum, `song_ids`, one per stem.
+        """A crop: `stems` `(S, T)` float32, `mixture` `(T,)` their sum, `song_ids`, one per stem, and see `labels`.
 
         It is drawn again while its mixture is silent, ten times at most.
         """
@@ -131,7 +137,19 @@ class StemDataset(Dataset):
             mixture = stems.sum(dim=0)
             if not is_silent(mixture):
                 break
-        return {"stems": stems, "mixture": mixture, "song_ids": [self.songs[place.song].id for place in places]}
+        song_ids = [self.songs[place.song].id for place in places]
+        labels = {name: values[0] for name, values in self.labels([places]).items()}
+        return {"stems": stems, "mixture": mixture, "song_ids": song_ids, **labels}
+
+    def labels(self, crops: list[list[Place]]) -> dict[str, torch.Tensor]:
+        """What is known of the stems of crops: `known` `(B, S)` bool, and `estimated` `(B,)` bool, on the CPU.
+
+        Stems of a crop that are not known by themselves are known as a sum: all of it lies in the last one of them. In
+        crops that are estimated all stems are what a teacher's masks cut out of one song.
+        """
+        known = [[bool(self._known[place.song, row]) for row, place in enumerate(places)] for places in crops]
+        estimated = [len(set(places)) == 1 and self.songs[places[0].song].confidence is not None for places in crops]
+        return {"known": torch.tensor(known), "estimated": torch.tensor(estimated)}
 
     def rng(self, index: int) -> np.random.Generator:
         """Where the draws of crop `index` of this epoch come from; any index from 0 on, beyond the epoch's end too."""
@@ -143,18 +161,31 @@ class StemDataset(Dataset):
         if rng.random() >= self.remix_probability:
             return [place] * len(self.stems)
         shares = [self._cumulated_of[stem] for stem in self.stems]
-        return [place if share is None else self._draw_place(rng, share) for share in shares]
+        places = [place if share is None else self._draw_place(rng, share) for share in shares]
+        return self._with_whole_sums(places)
 
     def draw_silent_again(self, places: list[Place], silent: list[bool], rng: np.random.Generator) -> list[Place]:
         """Other places for some of the silent stems of a crop whose stems come from different songs."""
         if not self.audible_probability or len(set(places)) == 1:
             return places
-        again = [is_silent and rng.random() < self.audible_probability for is_silent in silent]
+        known = [self._known[place.song, row] for row, place in enumerate(places)]
+        again = [
+            is_silent and is_known and rng.random() < self.audible_probability
+            for is_silent, is_known in zip(silent, known)
+        ]
         shares = [self._cumulated_of[stem] for stem in self.stems]
-        return [
+        places = [
             self._draw_place(rng, share) if redraw and share is not None else place
             for place, redraw, share in zip(places, again, shares)
         ]
+        return self._with_whole_sums(places)
+
+    def _with_whole_sums(self, places: list[Place]) -> list[Place]:
+        """A sum of stems takes the places of all of them: a backing track has drums and bass of its own."""
+        for row, place in enumerate(places):
+            if not self._known[place.song, row]:
+                places = [here if known else place for here, known in zip(places, self._known[place.song])]
+        return places
 
     def read(self, places: list[Place]) -> torch.Tensor:
         """The crop at what `draw` chose: `(S, T)` float32."""
@@ -189,13 +220,6 @@ class StemDataset(Dataset):
 def is_silent(waveforms: torch.Tensor) -> torch.Tensor:
     """`(..., T)` -> `(...)`."""
     return waveforms.square().mean(dim=-1).sqrt() <= SILENCE_RMS
-
-
-def stem_paths(song: Song, stem: str, stems: list[str]) -> list[Path]:
-    """Files that make up one of `stems`; "other" has those of all stems that are not in `stems` too."""
-    if stem != "other":
-        return song.paths(stem)
-    return [path for name in song.stems if name == "other" or name not in stems for path in song.paths(name)]
 
 
 def _all_songs(manifests) -> list[Song]:

@@ -55,23 +55,25 @@ class DeviceCorpus:
         return (32768 * sum(files, torch.zeros(length))).round().clamp(-32768, 32767).to(torch.int16)
 
     def crops(self, indices: list[int]) -> dict:
-        """Crops `dataset[index]`: `stems` `(B, S, T)` float32, `mixture` `(B, T)`, on the device.
+        """Crops `dataset[index]`: `stems` `(B, S, T)` float32, `mixture` `(B, T)`, on the device; `known`, `estimated`.
 
         Indices may go beyond the epoch's end. Silent crops are drawn again as in the dataset; to know them, the host
         waits for the device once, and once more for each time that any was silent.
         """
         rngs = [self.dataset.rng(index) for index in indices]
-        stems = self._audible_crops(rngs)
+        stems, places = self._audible_crops(rngs)
         mixture = stems.sum(dim=1)
         for _ in range(MAX_ATTEMPTS - 1):
             rows = is_silent(mixture).nonzero().flatten().tolist()
             if not rows:
                 break
-            again = self._audible_crops([rngs[row] for row in rows])
+            again, their_places = self._audible_crops([rngs[row] for row in rows])
             stems[rows], mixture[rows] = again, again.sum(dim=1)
-        return {"stems": stems, "mixture": mixture}
+            for row, changed in zip(rows, their_places):
+                places[row] = changed
+        return {"stems": stems, "mixture": mixture, **self.dataset.labels(places)}
 
-    def _audible_crops(self, rngs: list[np.random.Generator]) -> torch.Tensor:
+    def _audible_crops(self, rngs: list[np.random.Generator]) -> tuple[torch.Tensor, list[list[Place]]]:
         """One draw of a crop from each generator, silent stems of remixed ones drawn again as in the dataset."""
         dataset = self.dataset
         places = [dataset.draw(rng) for rng in rngs]
@@ -87,7 +89,7 @@ class DeviceCorpus:
                 stems[rows] = self._gather(list(changed.values()))
             for row, new in changed.items():
                 places[row] = new
-        return stems
+        return stems, places
 
     def _gather(self, places: list[list[Place]]) -> torch.Tensor:
         dataset, (num_stems, total) = self.dataset, self._audio.shape

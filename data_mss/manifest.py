@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -12,8 +13,10 @@ STEM_ALIASES = {
     "vocals": "vocals vocal voice voices singing lead_vocals backing_vocals lead choir".split(),
     "drums": "drums drum percussion drumkit kick snare hihat cymbals toms".split(),
     "bass": "bass bass_guitar bassline synth_bass double_bass".split(),
-    "other": "other others accompaniment instrumental guitar guitars piano keys keyboard synth strings violin violins "
+    "other": "other others guitar guitars piano keys keyboard synth strings violin violins "
     "brass organ pads fx melody".split(),
+    # Stems that are known as a sum only: all but the vocals.
+    "drums+bass+other": "accompaniment instrumental backing_track no_vocals rest".split(),
 }
 
 
@@ -28,7 +31,8 @@ class Song:
     Args:
         id: unique within its manifest.
         split: one of "train", "validation", "test".
-        stems: audio files of each stem; several files are summed, none means silence.
+        stems: audio files of each stem; several files are summed, none means silence. A name such as "drums+bass+other"
+            is a sum of stems that are not known one by one; see `stems_of`.
         duration: in seconds (of the longest file).
         sampling_rate: of the files, in hertz (Hz).
         source: which corpus or preparer it comes from; datasets weigh sources by this name.
@@ -68,12 +72,44 @@ class Song:
 
 
 def canonical_stem(name: str) -> str | None:
-    """The stem that a file or folder name means ("Lead Vocals" -> "vocals"), or None if no alias fits."""
+    """The stem that a file or folder name means ("Lead Vocals" -> "vocals"), or None if no alias fits.
+
+    Names joined by "+" are a sum of stems: "Guitar + Drums" -> "drums+other".
+    """
     name = name.strip().lower().replace(" ", "_").replace("-", "_")
+    if "+" in name:
+        parts = {canonical_stem(part.strip("_")) for part in name.split("+")}
+        return None if None in parts else "+".join(stem for stem in STEM_ALIASES if stem in parts)
     for stem, aliases in STEM_ALIASES.items():
         if name in aliases or name.rstrip("0123456789_") in aliases:
             return stem
     return None
+
+
+def stems_of(name: str, stems: Sequence[str]) -> list[str]:
+    """Which of `stems`, in their order, a stem of a manifest is part of.
+
+    Usually one: itself, or "other" where it is not among `stems`. Several where it is a sum ("drums+bass+other"). None
+    where it, or a part of a sum, has no place in `stems`: such audio is left out.
+    """
+    parts = {part if part in stems else "other" for part in name.split("+")}
+    return [stem for stem in stems if stem in parts] if parts <= set(stems) else []
+
+
+def stem_paths(song: Song, stem: str, stems: Sequence[str]) -> list[Path]:
+    """Files that make up one of `stems`; "other" has those of all stems that are not in `stems` too.
+
+    Files of a sum of several of `stems` count as the last one of these: what `stems` add up to is right, and
+    `known_stems` says which of them are not.
+    """
+    return [path for name in song.stems if stems_of(name, stems)[-1:] == [stem] for path in song.paths(name)]
+
+
+def known_stems(song: Song, stems: Sequence[str]) -> list[bool]:
+    """For each of `stems` whether it is known by itself, and not only as part of a sum with others of them."""
+    sums = [stems_of(name, stems) for name, paths in song.stems.items() if paths]
+    unknown = {stem for parts in sums if len(parts) > 1 for stem in parts}
+    return [stem not in unknown for stem in stems]
 
 
 def read_manifest(path: str | os.PathLike) -> list[Song]:

@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 
 from .audio_files import PACKED_SUFFIX, read_mono, write_packed
-from .dataset import stem_paths
-from .manifest import ManifestWriter, Song, read_manifest
+from .manifest import ManifestWriter, Song, read_manifest, stems_of
 from .preparing import PrepareReport, prepare_songs
 
 PEAK = 32767 / 32768  # the largest sample that int16 holds
@@ -30,7 +29,8 @@ def prepare_packed(
     Args:
         manifests: files, or folders of them.
         sampling_rate: of the packed songs, in hertz (Hz).
-        stems: those to be packed. Others count as "other" if that is among them and are left out if not.
+        stems: those to be packed. Others count as "other" if that is among them and are left out if not. Sums of
+            several of them stay sums.
 
     Raises:
         ValueError: two songs of one id, ids that lead out of the folder, no stem, or a folder of songs packed at
@@ -57,12 +57,15 @@ def prepare_packed(
 
 
 def _pack(song: Song, folder: Path, sampling_rate: int, stems: list[str]) -> Song:
+    files: dict[str, list[torch.Tensor]] = {}
+    for name in song.stems:
+        packed_name = "+".join(stems_of(name, stems))
+        for path in song.paths(name) if packed_name else []:
+            files.setdefault(packed_name, []).append(read_mono(path, sampling_rate, song.sampling_rate))
     waveforms = {}
-    for stem in stems:
-        files = [read_mono(path, sampling_rate, song.sampling_rate) for path in stem_paths(song, stem, stems)]
-        if files:
-            length = max(len(file) for file in files)
-            waveforms[stem] = sum(torch.nn.functional.pad(file, (0, length - len(file))) for file in files)
+    for name, parts in files.items():
+        length = max(len(part) for part in parts)
+        waveforms[name] = sum(torch.nn.functional.pad(part, (0, length - len(part))) for part in parts)
     if not waveforms:
         raise ValueError(f"it has none of the stems {stems}, only {list(song.stems)}.")
     factor = min(1.0, PEAK / max(1e-8, *(waveform.abs().max().item() for waveform in waveforms.values())))

@@ -33,8 +33,8 @@ def prepare_pseudo_labels(
 
     `output_dir/<song>/<segment>/<stem>.flac`, and one entry a segment, "<song>#<segment>", in
     `output_dir/manifest-<shard>-of-<shards>.jsonl`. The teacher's stems are mapped by `canonical_stem` and those of the
-    same name summed; whatever has no other place is "other". So Spleeter's accompaniment, drums and bass included, is
-    "other": such entries teach vocals, and must not be mixed with true stems for drums and bass.
+    same name summed; whatever has no other place is "other". Spleeter's accompaniment is "drums+bass+other", a sum:
+    training learns vocals from such songs, and nothing about what is in the sum (`manifest.known_stems`).
 
     The song is the unit of work. Its folder gets its name when it is complete, then its lines are written, then it is
     listed in `output_dir/progress/`; a run that was killed goes on from any of these points. Songs without any segment

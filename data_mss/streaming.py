@@ -20,18 +20,27 @@ from torch.utils.data import IterableDataset
 
 from processing_mss import read_audio, resample
 
-from .manifest import Song
+from .manifest import Song, known_stems, stem_paths
 
 
 def song_rows(songs: Iterable[Song], stems: Iterable[str]) -> Iterator[dict]:
     """Rows of songs: `id`, and per stem the bytes of a file (empty for silence).
 
-    A stem that is one file goes as it is; several are summed and written as FLAC.
+    A stem that is one file goes as it is; several are summed and written as FLAC. Stems that are not asked for count as
+    "other", if that is.
+
+    Raises:
+        ValueError: a song some of whose stems are known as a sum only.
     """
+    stems = list(stems)
     for song in songs:
+        if not all(known_stems(song, stems)):
+            raise ValueError(
+                f"The song {song.id!r} has {list(song.stems)}: rows need each of {stems} by itself. Leave the song out."
+            )
         row = {"id": song.id}
         for stem in stems:
-            paths = song.paths(stem)
+            paths = stem_paths(song, stem, stems)
             row[stem] = paths[0].read_bytes() if len(paths) == 1 else _summed(paths)
         yield row
 

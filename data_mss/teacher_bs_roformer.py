@@ -8,6 +8,9 @@ import torch
 import yaml
 
 from .chunked_separation import separate_in_chunks, separate_with_channels
+from .manifest import canonical_stem
+
+STEMS = ("vocals", "drums", "bass", "other")
 
 # Fields of MSST's YAML that the package lacks: those that do not change what a trained network computes, and those that
 # the package computes in one way only.
@@ -30,7 +33,7 @@ class BSRoformerTeacher:
     """A BS-RoFormer of the package BS-RoFormer.
 
     A network with several stems has those of the YAML's `training: instruments`. One with a single stem gives that
-    (`training: target_instrument`) and, under the name "other", the song minus it.
+    (`training: target_instrument`) and the song minus it, under the joined names of all other stems.
 
     Args:
         checkpoint: weights (.ckpt), read with `weights_only=True`.
@@ -60,9 +63,8 @@ class BSRoformerTeacher:
     def _stems(self, training: dict) -> list[str]:
         if self.model.num_stems == 1:
             target = training.get("target_instrument") or "vocals"
-            if target == "other":
-                raise ValueError("A network for the stem 'other' alone cannot teach: the rest would have no name.")
-            return [target, "other"]
+            rest = [stem for stem in STEMS if stem != canonical_stem(target)]
+            return [target, "+".join(rest)]
         stems = list(training.get("instruments") or [])
         if len(stems) != self.model.num_stems:
             raise ValueError(

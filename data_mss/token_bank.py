@@ -18,7 +18,8 @@ class TokenBank:
     crops: an encoder whose rounding depends on the batch size gives the same codes only if `chunk` equals `refresh`.
 
     Args:
-        read_crops: indices -> stems `(N, S, T)` float on the device, augmented and levelled, each by its index alone.
+        read_crops: indices -> stems `(N, S, T)` float on the device, augmented and levelled, each by its index alone;
+            and `(N, S)` bool, which of them are known by themselves (see `StemDataset.labels`).
         encode: stems `(N, S, T)` -> codes `(N, S, 2F, Q)`, below 32768.
         size: crops held; 2 bytes a sample and a code each (1.5 MB for four stems of 4 s).
         refresh: crops replaced at every step, the oldest first.
@@ -34,7 +35,7 @@ class TokenBank:
 
     def __init__(
         self,
-        read_crops: Callable[[list[int]], torch.Tensor],
+        read_crops: Callable[[list[int]], tuple[torch.Tensor, torch.Tensor]],
         encode: Callable[[torch.Tensor], torch.Tensor],
         size: int,
         refresh: int,
@@ -60,6 +61,7 @@ class TokenBank:
         self.index_stride = index_stride
         self._held = range(0)  # crops in the bank
         self._waveforms = self._codes = None  # (size, S, T) and (size, S, 2F, Q), int16
+        self._known = None  # (size, S) bool, on the CPU
 
     @torch.no_grad()
     def fill(self, step: int):
@@ -73,15 +75,17 @@ class TokenBank:
         self._held = window
 
     def _put(self, crops: range):
-        stems = self.read_crops([self.index_offset + self.index_stride * crop for crop in crops])
+        stems, known = self.read_crops([self.index_offset + self.index_stride * crop for crop in crops])
         codes = self.encode(stems)
         if self._waveforms is None:
             self._waveforms = stems.new_zeros(self.size, *stems.shape[1:], dtype=torch.int16)
             self._codes = codes.new_zeros(self.size, *codes.shape[1:], dtype=torch.int16)
+            self._known = torch.ones(self.size, stems.shape[1], dtype=torch.bool)
         slots = [crop % self.size for crop in crops]
         samples = (stems * (32768 / FULL_SCALE)).round().clamp(-32768, 32767)
         self._waveforms[slots] = samples.to(torch.int16)
         self._codes[slots] = codes.to(torch.int16)
+        self._known[slots] = known
 
     def batch(self, step: int, batch_size: int, generator: torch.Generator | None = None) -> dict:
         """Crops of the bank as it is at `step`.
@@ -90,7 +94,8 @@ class TokenBank:
             generator: of the choice, on the CPU.
 
         Returns:
-            `mixture` `(B, T)` and `stems` `(B, S, T)` float32, `audio_codes` `(B, S, 2F, Q)` int64.
+            `mixture` `(B, T)` and `stems` `(B, S, T)` float32, `audio_codes` `(B, S, 2F, Q)` int64, `known` `(B, S)`
+            bool: a stem is unknown where any stem of the batch's crop is part of a sum with it.
         """
         self.fill(step)
         num_stems = self._waveforms.shape[1]
@@ -101,4 +106,6 @@ class TokenBank:
         stems = self._waveforms.flatten(0, 1).index_select(0, rows).float().mul_(FULL_SCALE / 32768)
         stems = stems.unflatten(0, (batch_size, num_stems))
         codes = self._codes.flatten(0, 1).index_select(0, rows).long().unflatten(0, (batch_size, num_stems))
-        return {"mixture": stems.sum(dim=1), "stems": stems, "audio_codes": codes}
+        of_entries = self._known[entries]  # (B, S, S): of the entry that gave each stem, which stems are known
+        in_sums = ~of_entries & ~of_entries.diagonal(dim1=1, dim2=2)[..., None]
+        return {"mixture": stems.sum(dim=1), "stems": stems, "audio_codes": codes, "known": ~in_sums.any(dim=1)}

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 from data_mss.audio_files import PACKED_SUFFIX, open_packed
-from data_mss.dataset import stem_paths
-from data_mss.manifest import Song, read_manifest
+from data_mss.manifest import Song, known_stems, read_manifest, stem_paths
 from processing_mss import read_audio, resample
 
 from .waveforms import SILENCE_RMS
@@ -81,9 +80,15 @@ class Excerpt:
         manifest's own file, or the sum of all stems of the song. Mono files among stereo ones are doubled.
 
         Raises:
-            ValueError: a file that cannot be read (`AudioReadError`), or files whose channels do not fit together.
+            ValueError: a file that cannot be read (`AudioReadError`), files whose channels do not fit together, or
+                stems that are known as a sum only.
         """
         stems, song = list(stems), self.song
+        if not all(known_stems(song, stems)):
+            raise ValueError(
+                f"The song {song.id!r} has {list(song.stems)}: not each of {stems} is known by itself. Leave it out of "
+                "the manifests that are evaluated."
+            )
         files = [path for name in song.stems for path in song.paths(name)]
         mixture_files = [song.folder / song.mixture] if song.mixture else files
         # Each file is decoded once, also where it is part of a stem and of the mixture.

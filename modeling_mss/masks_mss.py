@@ -18,6 +18,7 @@ from .configuration_mss import MssEncoderConfig
 GROUPS = 4  # of GroupNorm
 FLOOR = -7.0  # log-mel of what counts as silent: 60 dB below full scale, where digital silence would be at -23
 MAX_WEIGHT = 20.0  # of a bin in the loss, where 1 is the mean
+EPSILON = 1e-7  # keeps the logarithm of a sum of masks finite
 
 
 def scaled_log_mel(log_mel: torch.Tensor) -> torch.Tensor:
@@ -86,7 +87,9 @@ class MssMaskHead(nn.Module):
         return self.out(plane)
 
 
-def mask_loss(mask_logits: torch.Tensor, stem_powers: torch.Tensor) -> torch.Tensor:
+def mask_loss(
+    mask_logits: torch.Tensor, stem_powers: torch.Tensor, known_stems: torch.Tensor | None = None
+) -> torch.Tensor:
     """How far masks are from the stems' shares of the power.
 
     Half cross-entropy against the ratios of mel powers, half L1 of magnitudes, both weighted by the magnitude that all
@@ -95,6 +98,8 @@ def mask_loss(mask_logits: torch.Tensor, stem_powers: torch.Tensor) -> torch.Ten
     Args:
         mask_logits: `(B, S, L, M)`.
         stem_powers: mel powers `(B, S, L, M)` of the true stems (`mel_power_spectrogram` of the feature extractor).
+        known_stems: `(B, S)` bool. The others are known as a sum only: their masks and their powers are added up first,
+            so that the loss says nothing about how the masks share that sum. All are known if not given.
 
     Returns:
         A scalar, mean over bins, in float32.
@@ -105,6 +110,14 @@ def mask_loss(mask_logits: torch.Tensor, stem_powers: torch.Tensor) -> torch.Ten
     shares = powers / total.clamp(min=1e-10)[:, None]
     magnitude = total.sqrt()
     weight = (magnitude / magnitude.mean(dim=(1, 2), keepdim=True).clamp(min=1e-6)).clamp(max=MAX_WEIGHT)
+    masks = log_masks.exp()
+    if known_stems is not None:
+        unknown = ~known_stems[:, :, None, None]
+        rest = (masks * unknown).sum(dim=1, keepdim=True)
+        # The sum stands beside the stems that are known, as one more of them; 0 where all are.
+        log_masks = torch.cat((log_masks.masked_fill(unknown, 0), (rest + EPSILON).log()), dim=1)
+        masks = torch.cat((masks.masked_fill(unknown, 0), rest), dim=1)
+        shares = torch.cat((shares.masked_fill(unknown, 0), (shares * unknown).sum(dim=1, keepdim=True)), dim=1)
     cross_entropy = -(shares * log_masks).sum(dim=1)
-    distance = (log_masks.exp() - shares.sqrt()).abs().sum(dim=1)
+    distance = (masks - shares.sqrt()).abs().sum(dim=1)
     return (weight * (cross_entropy + distance)).mean() / 2

@@ -290,6 +290,7 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
         input_values: torch.Tensor | None = None,
         audio_codes: torch.Tensor | None = None,
         stem_powers: torch.Tensor | None = None,
+        known_stems: torch.Tensor | None = None,
         return_logits: bool = True,
     ) -> MssOutput:
         """Teacher forcing of the codes, loss of the masks, or both.
@@ -300,6 +301,8 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
                 `stem_powers`, the language model is left out.
             stem_powers: mel powers `(B, stems, L, num_mel_bins)` of the true stems (`mel_power_spectrogram` of
                 processing_mss), for the loss of the masks.
+            known_stems: `(B, stems)` bool, which of the targets count by themselves: codes of other stems have no part
+                in the loss, their powers count as one sum (see `mask_loss`). All of them if not given.
             return_logits: False saves their memory in training (26 MB a crop at the paper's size).
 
         Raises:
@@ -308,7 +311,7 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
         mixture = self.encode_mixture(input_features, input_values)
         output = MssOutput()
         if audio_codes is not None or stem_powers is None:
-            output = self._code_output(mixture, audio_codes, return_logits)
+            output = self._code_output(mixture, audio_codes, known_stems, return_logits)
         if mixture.mask_logits is not None:
             output.masks = self._as_masks(mixture.mask_logits)
         if stem_powers is not None:
@@ -318,12 +321,18 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
                     f"`stem_powers` must have shape (batch, stems, frames, bands) = {expected} for this mixture (None: "
                     f"this model has no mask head), got {tuple(stem_powers.shape)}."
                 )
-            output.mask_loss = mask_loss(mixture.mask_logits, stem_powers)
+            output.mask_loss = mask_loss(mixture.mask_logits, stem_powers, known_stems)
             weighted = self.config.mask_loss_weight * output.mask_loss
             output.loss = weighted if output.loss is None else output.loss + weighted
         return output
 
-    def _code_output(self, mixture: MssMixture, audio_codes: torch.Tensor | None, return_logits: bool) -> MssOutput:
+    def _code_output(
+        self,
+        mixture: MssMixture,
+        audio_codes: torch.Tensor | None,
+        known_stems: torch.Tensor | None,
+        return_logits: bool,
+    ) -> MssOutput:
         """Loss, logits and scores of the codes."""
         prefix = mixture.prefix
         num_frames = self.num_code_frames(prefix)
@@ -347,16 +356,17 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
         logits = self._join_logits(acoustic, semantic) if return_logits else None
         end = audio_codes.new_full((*expected[:2], 1, expected[-1]), self.config.end_code)
         acoustic_labels = torch.cat((audio_codes[:, :, 0::2], end), dim=2)
-        acoustic_losses, acoustic_hits = self._score(acoustic, acoustic_labels)
-        semantic_losses, semantic_hits = self._score(semantic, audio_codes[:, :, 1::2])
-        num_positions = len(prefix) * (2 * num_frames + 1)
-        codebook_losses = (acoustic_losses + semantic_losses) / num_positions
-        weights = torch.tensor(self.config.codebook_loss_weights, device=codebook_losses.device)
+        counts = acoustic_labels.new_ones(expected[:2]) if known_stems is None else known_stems.long()  # (B, stems)
+        acoustic_losses, acoustic_hits = self._score(acoustic, acoustic_labels, counts)
+        semantic_losses, semantic_hits = self._score(semantic, audio_codes[:, :, 1::2], counts)
+        losses, hits = acoustic_losses + semantic_losses, acoustic_hits + semantic_hits  # (stems, Q), sums
+        num_positions = (2 * num_frames + 1) * counts.sum(dim=0)[:, None]  # (stems, 1)
+        weights = torch.tensor(self.config.codebook_loss_weights, device=losses.device)
         return MssOutput(
-            loss=(weights * codebook_losses.mean(dim=0)).sum(),
+            loss=(weights * losses.sum(dim=0)).sum() / num_positions.sum().clamp(min=1),
             logits=logits,
-            codebook_losses=codebook_losses.detach(),
-            codebook_accuracies=(acoustic_hits + semantic_hits) / num_positions,
+            codebook_losses=losses.detach() / num_positions.clamp(min=1),
+            codebook_accuracies=hits / num_positions.clamp(min=1),
         )
 
     def _join_logits(self, acoustic: torch.Tensor, semantic: torch.Tensor) -> torch.Tensor:
@@ -367,8 +377,13 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
         logits[:, :, 1::2, :, : self.config.codebook_size] = semantic
         return logits
 
-    def _score(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sums over batch and positions of label-smoothed cross-entropy and of hits, each `(stems, Q)`, in float32."""
+    def _score(
+        self, logits: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sums over batch and positions of label-smoothed cross-entropy and of hits, each `(stems, Q)`, in float32.
+
+        `counts` `(B, stems)` is 0 for tracks that are left out.
+        """
         losses = functional.cross_entropy(
             logits.flatten(0, -2).float(),
             labels.flatten(),
@@ -376,7 +391,8 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
             reduction="none",
         )
         hits = logits.detach().argmax(dim=-1) == labels
-        return losses.view(labels.shape).sum(dim=(0, 2)), hits.sum(dim=(0, 2)).float()
+        counts = counts[:, :, None, None]
+        return (losses.view(labels.shape) * counts).sum(dim=(0, 2)), (hits * counts).sum(dim=(0, 2)).float()
 
 
 __all__ = ["MssForConditionalGeneration"]

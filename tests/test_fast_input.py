@@ -204,7 +204,8 @@ def make_bank(dataset: StemDataset, device: str = "cpu", **options) -> tuple[Tok
         generators = [torch.Generator().manual_seed(index) for index in indices]
         draw = AugmentationDraw.join([augmentation.draw(1, generator) for generator in generators])
         levels = torch.cat([draw_levels(1, generator) for generator in generators])
-        return set_level(augmentation.apply(corpus.crops(indices)["stems"], draw), levels)
+        crops = corpus.crops(indices)
+        return set_level(augmentation.apply(crops["stems"], draw), levels), crops["known"]
 
     def encode(stems):
         return (stems[..., :6] * 1000).round().long().unflatten(-1, (3, 2))
@@ -236,7 +237,7 @@ def test_a_bank_filled_at_a_step_is_the_one_that_ran_there(packed, device, size,
 def test_a_batch_of_the_bank_mixes_stems_and_their_codes():
     def read_crops(indices):  # stem s of crop i is the constant i + s / 10, also beyond 1
         constants = torch.tensor(indices)[:, None] / 10 + torch.arange(3) / 100
-        return constants[..., None].expand(-1, -1, 8)
+        return constants[..., None].expand(-1, -1, 8), torch.ones(len(indices), 3, dtype=torch.bool)
 
     def encode(stems):
         return (stems[..., :4] * 100).round().long().unflatten(-1, (2, 2))
@@ -257,6 +258,50 @@ def test_a_batch_of_the_bank_mixes_stems_and_their_codes():
     for options in ({"refresh": 7}, {"chunk": 0}, {"index_offset": 2, "index_stride": 2}):
         with pytest.raises(ValueError, match="Need"):
             TokenBank(read_crops, encode, **{"size": 6, "refresh": 2, **options})
+
+
+def test_sums_of_stems_stay_sums_from_the_manifest_to_the_batch(tmp_path):
+    writer = ManifestWriter(tmp_path / "songs" / "manifest.jsonl")
+    write_song(writer, "backed", 3, **{"vocals": 1, "guitar": 1, "drums+bass+other": 1})
+    write_song(writer, "plain", 4, vocals=1, drums=1, bass=1, other=1)
+    prepare_packed([writer.path], tmp_path / "packed", sampling_rate=RATE)
+    songs = {song.id: song for song in read_manifest(tmp_path / "packed")}
+    assert list(songs["backed"].stems) == ["vocals", "other", "drums+bass+other"]
+    with pytest.raises(ValueError, match="No song"):  # they are asked for, or left out
+        make_dataset([songs["backed"]])
+
+    options = {"partly_known": True, "epoch_size": 60, "audible_probability": 1.0}
+    dataset = make_dataset(tmp_path / "packed", **options)
+    corpus = DeviceCorpus(dataset, "cpu").crops(list(range(60)))
+    seen = set()
+    for index in range(60):
+        crop = dataset[index]
+        backed = [song_id == "backed" for song_id in crop["song_ids"]]
+        # Where the backing track is heard, no drums and bass of another song are.
+        expected = [True, *[not backed[3]] * 3]
+        assert crop["known"].tolist() == expected and backed[1] == backed[2] == backed[3]
+        assert crop["stems"].any(dim=1).tolist() == [True, not backed[3], not backed[3], True]
+        assert crop["estimated"] == (len(set(crop["song_ids"])) == 1 and index not in remixed(dataset))
+        seen.add((backed[0], backed[3]))
+        for name in ("stems", "known", "estimated"):
+            assert torch.equal(corpus[name][index], crop[name])
+    assert len(seen) == 4
+    two = make_dataset(tmp_path / "packed", stems=["vocals", "other"])[0]  # nothing is unknown here
+    assert two["known"].all() and two["stems"].shape == (2, RATE)
+
+    def read_crops(indices):
+        return corpus["stems"][indices], corpus["known"][indices]
+
+    bank = TokenBank(read_crops, lambda stems: torch.zeros(*stems.shape[:2], 2, 1), 60, 0, remix_probability=1.0)
+    batch = bank.batch(0, 200, torch.Generator().manual_seed(0))
+    whole = batch["known"][:, 1:].all(dim=1)
+    assert batch["known"][:, 0].all() and torch.equal(whole, batch["known"][:, 1:].any(dim=1)) and 0 < whole.sum() < 200
+    assert batch["stems"][whole][:, 1:3].any(dim=2).all()  # a silent row is the place of a sum
+
+
+def remixed(dataset: StemDataset) -> list[int]:
+    """Crops whose stems were drawn one by one."""
+    return [index for index in range(60) if len(set(dataset.draw(dataset.rng(index)))) > 1]
 
 
 def test_training_reads_packed_songs_without_audio_libraries(packed):

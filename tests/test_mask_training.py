@@ -15,6 +15,7 @@ from transformers import pipeline
 
 import mss_lm  # noqa: F401
 import train_accelerate
+from data_mss.manifest import ManifestWriter, Song
 from evaluation_mss.calibration import calibrate
 from modeling_mss import MssConfig, MssForConditionalGeneration
 from tests.test_training import arguments, read_log
@@ -33,6 +34,7 @@ SETTINGS = [
     "masks.crops.remix_probability=0.5",
     "masks.crops.audible_probability=0.7",
     "masks.crops.max_semitones=5",
+    "masks.crops.source_weights={made: 0.8, backing: 0.2}",
     "masks.optimizer.warmup_steps=1",
     "masks.optimizer.learning_rate=3e-3",
     "masks.mixed_precision=no",
@@ -51,13 +53,17 @@ def on_cpu():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Configuration, songs of two sources for validation, a codec, and a run of twelve steps."""
+    """Configuration, songs of two sources for validation, one known as a sum, a codec, and a run of twelve steps."""
     folder = tmp_path_factory.mktemp("masks")
     tiny_training_config(folder)
     small_corpus(folder / "corpus")
     small_corpus(folder / "other", songs=0)
     manifest = folder / "other" / "manifest.jsonl"
     manifest.write_text(manifest.read_text().replace('"made"', '"elsewhere"').replace("song0", "other0"))
+    backing = Song(
+        "backing", "train", {"drums+bass+other": [str(folder / "corpus" / "0_drums.npy")]}, 3, 48000, "backing"
+    )
+    ManifestWriter(manifest).add(backing)
     tiny_codec().save_pretrained(folder / "codec")
     assert train(folder, "masks", "run", max_steps=12) == 0
     return folder

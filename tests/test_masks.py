@@ -106,6 +106,43 @@ def test_gradients_reach_what_they_should():
     torch.testing.assert_close(output.loss, alone + model.config.mask_loss_weight * output.mask_loss)
 
 
+def test_nothing_is_learned_about_how_a_sum_is_shared(model):
+    """Of the first of two songs only the vocals are known by themselves, of the second everything."""
+    from modeling_mss.masks_mss import mask_loss
+
+    known = torch.tensor([[True, False, False, False], [True] * 4])
+    generator = torch.Generator().manual_seed(0)
+    logits, powers = torch.randn(2, 4, 8, 120, generator=generator), torch.rand(2, 4, 8, 120, generator=generator)
+    logits.requires_grad_()
+    losses = [mask_loss(logits[row : row + 1], powers[row : row + 1], known[row : row + 1]) for row in range(2)]
+    (gradient,) = torch.autograd.grad(sum(losses), logits)
+    # Within the sum the gradient goes as the masks do: it moves all of it, and leaves the masks' ratios alone.
+    push = gradient / logits.softmax(dim=1)
+    torch.testing.assert_close(push[0, 2:], push[0, 1:2].expand(2, 8, 120))
+    assert (push[1, 2:] - push[1, 1:2]).abs().mean() > 0.1 * push[1].abs().mean()
+    assert gradient[0, 0].abs().mean() > 0.1 * gradient[1, 0].abs().mean()
+    moved = [powers, powers[:, [0, 3, 1, 2]]]
+    first, second = ([mask_loss(logits[row:][:1], p[row:][:1], known[row:][:1]) for p in moved] for row in range(2))
+    torch.testing.assert_close(*first)
+    assert (second[0] - second[1]).abs() > 1e-3
+    torch.testing.assert_close(mask_loss(logits, powers), mask_loss(logits, powers, torch.ones(2, 4, dtype=torch.bool)))
+
+    codes, others = torch.randint(64, (2, 2, 4, 10, 4), generator=generator)
+    for row, reaches in ((0, False), (1, True)):
+        changed = codes.clone()
+        changed[row, 1:] = others[row, 1:]
+        with torch.no_grad():
+            outputs = [model(input_features=features(), audio_codes=c, known_stems=known) for c in (codes, changed)]
+        assert torch.equal(outputs[0].loss, outputs[1].loss) != reaches
+    # The mean over known tracks: the first song's vocals and all of the second's.
+    outputs = [
+        model(input_features=features()[row:][:1], audio_codes=codes[row:][:1], known_stems=known[row:][:1]).loss
+        for row in range(2)
+    ]
+    both = model(input_features=features(), audio_codes=codes, known_stems=known).loss
+    torch.testing.assert_close(both, (outputs[0] + 4 * outputs[1]) / 5)
+
+
 def test_a_track_is_told_of_its_own_mask(model):
     """The mask of the drums changes: so does what the positions of drums are told, and nothing else."""
     mixture = model.encode_mixture(features())

@@ -199,12 +199,12 @@ def test_bs_roformer_loads_published_names_and_chunks_agree_with_one_pass(tmp_pa
     assert (chunked - whole)[..., middle].square().mean() < 0.01 * whole[..., middle].square().mean()
 
 
-def test_bs_roformer_with_one_stem_gives_the_rest_as_other(tmp_path):
+def test_bs_roformer_with_one_stem_gives_the_rest_as_a_sum(tmp_path):
     pytest.importorskip("bs_roformer")
     files = bs_roformer_files(tmp_path, num_stems=1, target="vocals", num_overlap=4)
     stems = load_teacher("bs_roformer", **files, device="cpu").separate(waveform := torch.randn(1, 30000))
-    assert list(stems) == ["vocals", "other"] and stems["vocals"].abs().max() > 0
-    torch.testing.assert_close(stems["vocals"] + stems["other"], waveform)
+    assert list(stems) == ["vocals", "drums+bass+other"] and stems["vocals"].abs().max() > 0
+    torch.testing.assert_close(stems["vocals"] + stems["drums+bass+other"], waveform)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def labels_of(output: Path) -> dict[str, float]:
     """Ids and confidences of all entries, every file of which must be there, complete and of the stated length."""
     songs = read_manifest(output)
     for song in songs:
-        assert sorted(song.stems) == ["other", "vocals"] and song.source == "pseudo-label:halves"
+        assert sorted(song.stems) == ["drums+bass+other", "vocals"] and song.source == "pseudo-label:halves"
         for stem in song.stems:
             waveform, rate = read_audio(song.paths(stem)[0])
             assert rate == song.sampling_rate and abs(waveform.shape[1] / rate - song.duration) < 1e-3
@@ -291,7 +291,7 @@ def test_songs_become_segments_and_the_broken_one_is_told(songs_dir, tmp_path):
     assert all(score > 0.999 for score in labels.values())
     song = read_manifest(tmp_path / "out")[0]
     assert (song.licence, song.split, song.duration) == ("CC0-1.0", "train", 3.0)
-    vocals, other = (read_audio(song.paths(stem)[0])[0] for stem in ("vocals", "other"))
+    vocals, other = (read_audio(song.paths(stem)[0])[0] for stem in ("vocals", "drums+bass+other"))
     np.testing.assert_allclose(vocals, 3 * other, atol=1e-4)
     assert prepare_pseudo_labels(songs_dir, tmp_path / "out2", HalvesTeacher(), "energy", max_gap_s=3).written == 7
     assert len(labels_of(tmp_path / "out2")) == 6
@@ -409,7 +409,7 @@ def test_loud_stems_are_scaled_together_and_the_factor_is_kept(songs_dir, tmp_pa
     record = json.loads((tmp_path / "out" / "d" / "e.wav" / "segments.json").read_text())
     assert record["segments"][0]["gain"] == pytest.approx(0.5, abs=1e-3)  # the song's peak is 0.4
     song = read_manifest(tmp_path / "out")[0]
-    vocals, other = (read_audio(song.paths(stem)[0])[0] for stem in ("vocals", "other"))
+    vocals, other = (read_audio(song.paths(stem)[0])[0] for stem in ("vocals", "drums+bass+other"))
     np.testing.assert_allclose(other, -0.8 * vocals, atol=1e-4)
     assert song.confidence == pytest.approx(1, abs=1e-4)
 
@@ -443,5 +443,5 @@ def test_spleeter_labels_a_real_song(song_path, tmp_path):
     teacher = load_teacher("spleeter", device="cpu")
     assert prepare_pseudo_labels(tmp_path / "songs", tmp_path / "out", teacher, "energy").written == 1
     songs = read_manifest(tmp_path / "out")
-    assert songs and all(sorted(song.stems) == ["other", "vocals"] for song in songs)
+    assert songs and all(sorted(song.stems) == ["drums+bass+other", "vocals"] for song in songs)
     assert all(song.confidence > 0.99 and song.duration >= 2 for song in songs)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 
 from data_mss.augmentation import AugmentationDraw, StemAugmentation, draw_levels, set_level
@@ -39,6 +40,7 @@ class TrainingCrops:
         manifests: see `StemDataset`.
         encode: stems `(N, S, T)` -> codes, for the token bank.
         cache_dir: where formats that do not seek well are packed.
+        partly_known: see `StemDataset`.
 
     Raises:
         ValueError: as `StemDataset`; or a bank without a tokeniser.
@@ -55,6 +57,7 @@ class TrainingCrops:
         num_workers: int,
         encode: Callable[[torch.Tensor], torch.Tensor] | None = None,
         cache_dir: str | None = None,
+        partly_known: bool = False,
     ):
         self.config, self.seed, self.num_workers = config, seed, num_workers
         self.device = accelerator.device
@@ -71,6 +74,7 @@ class TrainingCrops:
             max_semitones=config.max_semitones,
             source_weights=config.source_weights,
             min_confidence=config.min_confidence,
+            partly_known=partly_known,
             seed=seed,
             cache_dir=cache_dir,
         )
@@ -88,7 +92,7 @@ class TrainingCrops:
             if encode is None:
                 raise ValueError("input 'bank' keeps codes: only the separator's stage has them. Use 'device'.")
             self.bank = TokenBank(
-                read_crops=lambda indices: self.augment(self.corpus.crops(indices)["stems"], indices),
+                read_crops=self._read_for_bank,
                 encode=encode,
                 size=config.bank_size,
                 refresh=config.bank_refresh,
@@ -96,6 +100,10 @@ class TrainingCrops:
                 index_offset=self.process_index,
                 index_stride=self.num_processes,
             )
+
+    def _read_for_bank(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        crops = self.corpus.crops(indices)
+        return self.augment(crops["stems"], indices), crops["known"]
 
     def indices(self, number: int) -> list[int]:
         """Crops of this process in batch `number`."""
@@ -110,15 +118,15 @@ class TrainingCrops:
             self.bank.fill(first)
             for number in numbers:
                 generator = torch.Generator().manual_seed(seed_of(self.seed, number, self.process_index))
-                yield self.bank.batch(number, self.config.batch_size, generator)
+                yield send_to_device(self.bank.batch(number, self.config.batch_size, generator), self.device)
         elif self.corpus is not None:
             for number in numbers:
                 indices = self.indices(number)
-                yield self._finish(self.corpus.crops(indices)["stems"], indices)
+                yield self._finish(self.corpus.crops(indices), indices)
         else:
             index_lists = map(self.indices, numbers)
             for number, crops in zip(itertools.count(first), self._loader(index_lists)):
-                yield self._finish(crops["stems"].to(self.device, non_blocking=True), self.indices(number))
+                yield self._finish(crops, self.indices(number))
 
     def _loader(self, index_lists: Iterable[list[int]]) -> DataLoader:
         return DataLoader(
@@ -131,9 +139,10 @@ class TrainingCrops:
             generator=torch.Generator(),  # its own: a loader that starts would draw from the one of dropout
         )
 
-    def _finish(self, stems: torch.Tensor, indices: list[int]) -> dict:
-        stems = self.augment(stems, indices)
-        return {"stems": stems, "mixture": stems.sum(dim=1)}
+    def _finish(self, crops: dict, indices: list[int]) -> dict:
+        crops = {name: crops[name].to(self.device, non_blocking=True) for name in ("stems", "known", "estimated")}
+        stems = self.augment(crops.pop("stems"), indices)
+        return {"stems": stems, "mixture": stems.sum(dim=1), **crops}
 
     def augment(self, stems: torch.Tensor, indices: list[int]) -> torch.Tensor:
         """Augmentation and level of crops `(B, S, T)`; the draws of a crop depend on (seed, its index) alone."""
@@ -170,6 +179,7 @@ def validation_crops(
     accelerator: Accelerator,
     num_crops: int,
     cache_dir: str | None = None,
+    partly_known: bool = False,
 ) -> Validation:
     """The same crops of the validation split every time, as they are, at one level, about as many of each source.
 
@@ -188,6 +198,7 @@ def validation_crops(
             sampling_rate=sampling_rate,
             epoch_size=ENDLESS,
             source_weights=source_weights,
+            partly_known=partly_known,
             cache_dir=cache_dir,
         )
 
@@ -198,8 +209,12 @@ def validation_crops(
     batches = []
     for start in range(0, len(mine), config.batch_size):
         numbers = mine[start : start + config.batch_size]
-        crops = [datasets[number % len(sources)][number // len(sources)]["stems"] for number in numbers]
-        crops = set_level(torch.stack(crops), torch.full((len(crops),), VALIDATION_RMS))
+        crops = [datasets[number % len(sources)][number // len(sources)] for number in numbers]
+        stems, known, estimated = (
+            torch.stack([crop[name] for crop in crops]) for name in ("stems", "known", "estimated")
+        )
+        stems = set_level(stems, torch.full((len(crops),), VALIDATION_RMS))
         source = torch.tensor([number % len(sources) for number in numbers])
-        batches.append({"stems": crops, "mixture": crops.sum(dim=1), "source": source})
+        batch = {"stems": stems, "mixture": stems.sum(dim=1), "known": known, "estimated": estimated}
+        batches.append({**batch, "source": source})
     return Validation(batches, sources)

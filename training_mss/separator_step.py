@@ -48,6 +48,7 @@ class SeparatorStage(Stage):
     """
 
     frozen = (FROZEN_CODEC,)
+    partly_known = True
 
     def __init__(
         self,
@@ -158,19 +159,29 @@ class SeparatorStage(Stage):
         """What the model hears of the mixture."""
         return {**self.processor.feature_extractor(batch["mixture"], sampling_rate=self.processor.sampling_rate)}
 
-    def stem_powers(self, stems: torch.Tensor) -> torch.Tensor:
-        """Waveforms `(B, S, T)` -> what masks are trained by, `(B, S, L, M)`."""
-        return mel_power_spectrogram(stems, num_mel_bins=self.model.config.encoder_config.num_mel_bins)
+    def stem_powers(self, batch: dict) -> torch.Tensor:
+        """What masks are trained by, `(B, S, L, M)`.
+
+        Where a teacher's masks have cut the stems out of their mixture, magnitudes have the ratio of these masks;
+        powers would have that of their squares, and be too sure.
+        """
+        powers = mel_power_spectrogram(batch["stems"], num_mel_bins=self.model.config.encoder_config.num_mel_bins)
+        if "estimated" not in batch:
+            return powers
+        magnitudes = powers.sqrt()
+        total = powers.sum(dim=1, keepdim=True)
+        softer = magnitudes * (total / magnitudes.sum(dim=1, keepdim=True).clamp(min=1e-10))
+        return torch.where(batch["estimated"][:, None, None, None], softer, powers)
 
     def model_inputs(self, batch: dict) -> dict[str, torch.Tensor]:
-        """What the model's `forward` reads: features of the mixture, and the codes of the stems."""
+        """What the model's `forward` reads: features of the mixture, the codes of the stems, and which are known."""
         codes = batch["audio_codes"] if "audio_codes" in batch else self.tokenise(batch["stems"])
-        return {**self.features(batch), "audio_codes": codes}
+        return {**self.features(batch), "audio_codes": codes, "known_stems": batch.get("known")}
 
     def step(self, batch: dict, step: int) -> Iterator[StepLoss]:
         inputs = self.model_inputs(batch)
         if self.model.config.mask_head and not self.training_config.separator.freeze_encoder:
-            inputs["stem_powers"] = self.stem_powers(batch["stems"])
+            inputs["stem_powers"] = self.stem_powers(batch)
         output = self.players[PLAYER](**inputs, return_logits=False)
         metrics = {
             "loss": output.loss.detach(),
@@ -200,6 +211,7 @@ class SeparatorStage(Stage):
         inputs = self.model_inputs(batch)
         references, mixture = batch["stems"], batch["mixture"]
         true_codes = inputs.pop("audio_codes")
+        del inputs["known_stems"]
         generated = self._decode(self.model.generate(**inputs, do_sample=False))
         estimates = {
             "mixture": mixture[:, None].expand_as(references),

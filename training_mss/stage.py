@@ -38,12 +38,14 @@ class Stage(ABC):
     """One of the trainings.
 
     A batch is a mapping with `stems` `(B, S, T)` and `mixture` `(B, T)`, float32 at 48 kHz on the device, augmented and
-    levelled; from the token bank also `audio_codes` `(B, S, 2 F, Q)`.
+    levelled; `known` `(B, S)` and `estimated` `(B,)`, bool, on the device (`StemDataset.labels`); from the token bank
+    also `audio_codes` `(B, S, 2 F, Q)`, but not `estimated`.
 
     Attributes:
         players: the modules that are trained, in the order of their updates. The loop replaces them by their prepared
             (distributed, autocast) forms: call these for training.
         frozen: prefixes of names of weights that never change; checkpoints leave them out.
+        partly_known: whether the stage learns from crops of which some stems are known as a sum only.
         tokens_per_crop: positions that the model reads; None where it reads no tokens.
         score: name of the validation score by which the best weights are kept and exported, higher is better; None: the
             last ones are.
@@ -52,6 +54,7 @@ class Stage(ABC):
 
     players: dict[str, nn.Module]
     frozen: tuple[str, ...] = ()
+    partly_known: bool = False
     score: str | None = None
     tokens_per_crop: int | None = None
     flops_per_crop: float | None = None
