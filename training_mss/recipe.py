@@ -27,17 +27,19 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def run_stage(command: list[str]) -> int:
     """Run a stage and return its exit code; a signal to this process is one to the stage, which ends in order."""
-    # A session of its own: Ctrl-C and the end of the terminal come from here, once (twice would cost the checkpoint).
-    stage, stopped = subprocess.Popen(command, start_new_session=True), []
+    stages, stopped = [], []
 
     def on_signal(number: int, frame):
         stopped.append(number)
-        stage.send_signal(signal.SIGTERM)
+        for stage in stages:
+            stage.send_signal(signal.SIGTERM)
 
     heard = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as nohup sets it
     previous = {number: signal.signal(number, on_signal) for number in heard}
     try:
-        status = stage.wait()
+        # A session of its own: Ctrl-C and the end of the terminal come from here, once; twice would cost a checkpoint.
+        stages.append(subprocess.Popen(command, start_new_session=True))
+        status = stages[0].wait()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
