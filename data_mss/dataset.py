@@ -112,7 +112,9 @@ class StemDataset(Dataset):
         return self.epoch_size
 
     def __getitem__(self, index: int) -> dict:
-        """A crop: `stems` `(S, T)` float32, `mixture` `(T,)` their sum, `song_ids`, one per stem.
+        """A crop: `stems` `(S, T)` float32, `mixture` `(T,)` their sum, `song_ids`, one per stem, `remixed`.
+
+        `remixed` says whether its stems come from different songs or times.
 
         It is drawn again while its mixture is silent, ten times at most.
         """
@@ -131,7 +133,8 @@ class StemDataset(Dataset):
             mixture = stems.sum(dim=0)
             if not is_silent(mixture):
                 break
-        return {"stems": stems, "mixture": mixture, "song_ids": [self.songs[place.song].id for place in places]}
+        song_ids = [self.songs[place.song].id for place in places]
+        return {"stems": stems, "mixture": mixture, "song_ids": song_ids, "remixed": is_remixed(places)}
 
     def rng(self, index: int) -> np.random.Generator:
         """Where the draws of crop `index` of this epoch come from; any index from 0 on, beyond the epoch's end too."""
@@ -147,7 +150,7 @@ class StemDataset(Dataset):
 
     def draw_silent_again(self, places: list[Place], silent: list[bool], rng: np.random.Generator) -> list[Place]:
         """Other places for some of the silent stems of a crop whose stems come from different songs."""
-        if not self.audible_probability or len(set(places)) == 1:
+        if not self.audible_probability or not is_remixed(places):
             return places
         again = [is_silent and rng.random() < self.audible_probability for is_silent in silent]
         shares = [self._cumulated_of[stem] for stem in self.stems]
@@ -184,6 +187,11 @@ class StemDataset(Dataset):
                 f"The song {song.id!r} is packed at {song.sampling_rate} Hz, and the dataset is to have "
                 f"{self.sampling_rate}: pack it again with `mss-lm prepare pack --sampling_rate {self.sampling_rate}`."
             )
+
+
+def is_remixed(places: list[Place]) -> bool:
+    """Whether the stems of a crop come from different songs or times."""
+    return len(set(places)) > 1
 
 
 def is_silent(waveforms: torch.Tensor) -> torch.Tensor:

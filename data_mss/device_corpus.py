@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from .audio_files import PACKED_SUFFIX, open_packed, read_piece
-from .dataset import MAX_ATTEMPTS, SILENT_STEM_ATTEMPTS, Place, StemDataset, is_silent
+from .dataset import MAX_ATTEMPTS, SILENT_STEM_ATTEMPTS, Place, StemDataset, is_remixed, is_silent
 from .manifest import Song
 from .resampled_crops import at_speed, piece_length
 
@@ -55,24 +55,28 @@ class DeviceCorpus:
         return (32768 * sum(files, torch.zeros(length))).round().clamp(-32768, 32767).to(torch.int16)
 
     def crops(self, indices: list[int]) -> dict:
-        """Crops `dataset[index]`: `stems` `(B, S, T)` float32, `mixture` `(B, T)`, on the device.
+        """Crops `dataset[index]`: `stems` `(B, S, T)` float32, `mixture` `(B, T)`, on the device, `remixed` `(B,)`.
 
         Indices may go beyond the epoch's end. Silent crops are drawn again as in the dataset; to know them, the host
         waits for the device once, and once more for each time that any was silent.
         """
         rngs = [self.dataset.rng(index) for index in indices]
-        stems = self._audible_crops(rngs)
+        stems, remixed = self._audible_crops(rngs)
         mixture = stems.sum(dim=1)
         for _ in range(MAX_ATTEMPTS - 1):
             rows = is_silent(mixture).nonzero().flatten().tolist()
             if not rows:
                 break
-            again = self._audible_crops([rngs[row] for row in rows])
+            again, remixed[rows] = self._audible_crops([rngs[row] for row in rows])
             stems[rows], mixture[rows] = again, again.sum(dim=1)
-        return {"stems": stems, "mixture": mixture}
+        return {"stems": stems, "mixture": mixture, "remixed": remixed}
 
-    def _audible_crops(self, rngs: list[np.random.Generator]) -> torch.Tensor:
-        """One draw of a crop from each generator, silent stems of remixed ones drawn again as in the dataset."""
+    def _audible_crops(self, rngs: list[np.random.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
+        """One draw of a crop from each generator, silent stems of remixed ones drawn again as in the dataset.
+
+        Returns:
+            Stems `(N, S, T)` on the device, and which crops are remixed, `(N,)` bool on the CPU.
+        """
         dataset = self.dataset
         places = [dataset.draw(rng) for rng in rngs]
         stems = self._gather(places)
@@ -87,7 +91,7 @@ class DeviceCorpus:
                 stems[rows] = self._gather(list(changed.values()))
             for row, new in changed.items():
                 places[row] = new
-        return stems
+        return stems, torch.tensor([is_remixed(of_crop) for of_crop in places])
 
     def _gather(self, places: list[list[Place]]) -> torch.Tensor:
         dataset, (num_stems, total) = self.dataset, self._audio.shape

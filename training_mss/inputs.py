@@ -80,6 +80,13 @@ class TrainingCrops:
             polarity_probability=config.polarity_probability,
             eq_gain_db=config.eq_gain_db,
             eq_probability=config.eq_probability,
+            stem_level_db=config.stem_level_db,
+            silence_probability=config.silence_probability,
+            reverb_probability=config.reverb_probability,
+            reverb_decay_s=config.reverb_decay_s,
+            reverb_wet_db=config.reverb_wet_db,
+            bus_probability=config.bus_probability,
+            lossy_probability=config.lossy_probability,
             sampling_rate=sampling_rate,
         )
         self.corpus = None if config.input == "files" else DeviceCorpus(self.dataset, self.device)
@@ -88,7 +95,7 @@ class TrainingCrops:
             if encode is None:
                 raise ValueError("input 'bank' keeps codes: only the separator's stage has them. Use 'device'.")
             self.bank = TokenBank(
-                read_crops=lambda indices: self.augment(self.corpus.crops(indices)["stems"], indices),
+                read_crops=lambda indices: self.augment(self.corpus.crops(indices), indices)["stems"],
                 encode=encode,
                 size=config.bank_size,
                 refresh=config.bank_refresh,
@@ -114,11 +121,12 @@ class TrainingCrops:
         elif self.corpus is not None:
             for number in numbers:
                 indices = self.indices(number)
-                yield self._finish(self.corpus.crops(indices)["stems"], indices)
+                yield self.augment(self.corpus.crops(indices), indices)
         else:
             index_lists = map(self.indices, numbers)
             for number, crops in zip(itertools.count(first), self._loader(index_lists)):
-                yield self._finish(crops["stems"].to(self.device, non_blocking=True), self.indices(number))
+                crops["stems"] = crops["stems"].to(self.device, non_blocking=True)
+                yield self.augment(crops, self.indices(number))
 
     def _loader(self, index_lists: Iterable[list[int]]) -> DataLoader:
         return DataLoader(
@@ -131,16 +139,20 @@ class TrainingCrops:
             generator=torch.Generator(),  # its own: a loader that starts would draw from the one of dropout
         )
 
-    def _finish(self, stems: torch.Tensor, indices: list[int]) -> dict:
-        stems = self.augment(stems, indices)
-        return {"stems": stems, "mixture": stems.sum(dim=1)}
+    def augment(self, crops: dict, indices: list[int]) -> dict:
+        """Augmentation and level; the draws of a crop depend on (seed, its index) alone.
 
-    def augment(self, stems: torch.Tensor, indices: list[int]) -> torch.Tensor:
-        """Augmentation and level of crops `(B, S, T)`; the draws of a crop depend on (seed, its index) alone."""
+        Args:
+            crops: `stems` `(B, S, T)` on the device, `remixed` `(B,)` bool.
+
+        Returns:
+            `stems`, and `mixture` `(B, T)`: their sum, but for crops whose mixture has been through a lossy codec.
+        """
         generators = [torch.Generator().manual_seed(seed_of(self.seed, index)) for index in indices]
         draws = AugmentationDraw.join([self.augmentation.draw(1, generator) for generator in generators])
         levels = torch.cat([draw_levels(1, generator, self.config.rms_range) for generator in generators])
-        return set_level(self.augmentation.apply(stems, draws), levels)
+        stems = set_level(self.augmentation.apply(crops["stems"], draws, crops["remixed"]), levels)
+        return {"stems": stems, "mixture": self.augmentation.transmit(stems.sum(dim=1), draws)}
 
 
 def _leave_interrupts_to_the_loop(worker: int) -> None:
