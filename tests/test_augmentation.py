@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_mss.augmentation import AugmentationDraw, StemAugmentation
+from data_mss.equaliser import equalise
 from data_mss.lossy_mixture import make_lossy
 from data_mss.manifest import ManifestWriter, Song
 from data_mss.mix_bus import bus_gain, compression_gain
@@ -134,6 +135,20 @@ def test_a_room_answers_after_a_pause_and_leaves_the_direct_sound():
     assert wet[1, :94000].abs().max() < 1e-4  # nothing wraps around
     other = reverberate(clicks[:1], torch.tensor([[0.25, 0.5, 0.03, 0.6]]), torch.zeros(1, 7), RATE)
     assert abs(torch.corrcoef(torch.stack([other[0, 101:], late]))[0, 1]) < 0.1
+
+
+def test_the_share_of_stems_that_is_drawn_is_equalised_and_in_a_room():
+    stems, options = bursts(0, 4), {**PLAIN, "eq_probability": 0.5, "reverb_probability": 0.5}
+    augmentation = StemAugmentation(**options)
+    draw = augmentation.draw(4, generator(0))
+    changed, wet = augmentation.apply(stems, draw), draw.reverb[..., 0] > 0
+    equalised = draw.gains_db.any(dim=-1)
+    assert all((one & other).any() for one in (wet, ~wet) for other in (equalised, ~equalised))
+    both = reverberate(stems[wet], draw.reverb[wet], draw.gains_db[wet], RATE)
+    torch.testing.assert_close(changed[wet], both, rtol=1e-5, atol=1e-6)
+    dry = equalise(stems[equalised & ~wet], draw.gains_db[equalised & ~wet], RATE)
+    torch.testing.assert_close(changed[equalised & ~wet], dry, rtol=1e-5, atol=1e-6)
+    assert torch.equal(changed[~equalised & ~wet], stems[~equalised & ~wet])
 
 
 @given(seed=st.integers(0, 10**6), scale=st.floats(1e-2, 10))
