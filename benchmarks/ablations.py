@@ -46,7 +46,7 @@ class Row:
     """A line of the table.
 
     Args:
-        stage: of train_accelerate.py, "separator" or "peer".
+        stage: of train_accelerate.py, "separator", "masks" or "peer".
         changes: what differs from the common configuration, nested as in `configs/`.
         train: more arguments of train_accelerate.py, for this row alone.
         of, decoding: the separator of another row, decoded with these options of `mss-lm evaluate`, and no training.
@@ -59,9 +59,9 @@ class Row:
     decoding: str = ""
 
     def __post_init__(self):
-        if self.stage not in ("separator", "peer"):
-            raise ValueError(f"The stage of a row must be 'separator' or 'peer', got {self.stage!r}.")
-        for_training = self.stage == "peer" or self.changes or self.train
+        if self.stage not in ("separator", "masks", "peer"):
+            raise ValueError(f"The stage of a row must be 'separator', 'masks' or 'peer', got {self.stage!r}.")
+        for_training = self.stage != "separator" or self.changes or self.train
         if bool(self.of) != bool(self.decoding) or (self.of and for_training):
             raise ValueError(f"A row is trained, or has `of` and `decoding` and nothing else, got {self}.")
         if "--set" in self.train:
@@ -177,7 +177,7 @@ class Ablations:
         command = [sys.executable, str(SCRIPT), "--stage", row.stage, "--config", self.config]
         command += ["--manifests", *options.manifests, "--output_dir", str(folder), "--resume"]
         command += ["--max_train_minutes", f"{minutes:g}", "--set", *self.overrides(name)]
-        command += ["--codec", options.codec] if row.stage == "separator" else []
+        command += ["--codec", options.codec] if row.stage != "peer" else []
         command += self.facts[name]["train"]
         with open(folder / "train.log", "a", encoding="utf-8") as log:
             print(f"$ {shlex.join(command)}", file=log, flush=True)
@@ -218,7 +218,7 @@ class Ablations:
         models = [
             f"{shlex.quote(f'{name}={self.folder(row.of or name)}/final')} {row.decoding}".strip()
             for name, row in rows.items()
-            if row.stage == "separator"
+            if row.stage != "peer"
         ]
         peers = [self._baseline(name) for name, row in rows.items() if row.stage == "peer"]
         if not rows:

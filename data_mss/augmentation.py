@@ -1,47 +1,71 @@
-"""Augmentation of section 3.1: gain, polarity and a seven-band equaliser per stem, then one level for the crop.
+"""Random changes of crops. Their order, the same for every crop:
 
-Everything works on batches `(B, S, T)` on any device; the order is stems first, sum and tokenisation afterwards.
+1. each stem: gain and polarity, equaliser and reverberation, the level it has among the others, silence;
+2. the sum: compression and clipping, as one gain for all stems;
+3. what is learned from is fixed by now (the tokeniser reads stems after this), and so is the level (`set_level`);
+4. the mixture alone, as a lossy codec leaves it.
+
+The first two are `StemAugmentation.apply`, the last is `StemAugmentation.transmit`. Everything works on batches
+`(B, S, T)` on any device.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 
 import torch
 
-# Low shelf, five peaks, high shelf; in hertz (Hz).
-EQ_FREQUENCIES = (80.0, 200.0, 500.0, 1250.0, 3000.0, 7000.0, 12000.0)
-EQ_QUALITY = 0.9
+from .dataset import is_silent
+from .equaliser import EQ_FREQUENCIES, equalise
+from .lossy_mixture import LOW_PASS_RANGE, STEP_RANGE, make_lossy
+from .mix_bus import DRIVE_RANGE, RATIO_RANGE, RELEASE_RANGE, THRESHOLD_RANGE, bus_gain
+from .reverberation import PREDELAY_RANGE, reverberate
 
 
 @dataclass
 class AugmentationDraw:
-    """How each stem of a batch is changed; on the CPU.
+    """How each crop of a batch is changed; on the CPU. None: no crop is.
 
     Args:
         gain: signed factors `(B, S, 1)`.
         gains_db: of the equaliser's bands, in decibels, `(B, S, 7)`; 0 where there is none.
+        level_db: of each stem among the others, in decibels, `(B, S)`.
+        silenced: stems that are to fall silent, `(B, S)` bool.
+        reverb: `(B, S, 4)`, see `reverberate`; the first is 0 where there is none.
+        bus: `(B, 4)`, see `bus_gain`; ratio 1 and drive 0 where there is none.
+        lossy: `(B, 2)`, see `make_lossy`; 0 where there is none.
     """
 
     gain: torch.Tensor
     gains_db: torch.Tensor
+    level_db: torch.Tensor | None = None
+    silenced: torch.Tensor | None = None
+    reverb: torch.Tensor | None = None
+    bus: torch.Tensor | None = None
+    lossy: torch.Tensor | None = None
 
     def rows(self, start: int, stop: int) -> "AugmentationDraw":
         """That of crops `start` to `stop`: a process's part of a batch."""
-        return AugmentationDraw(self.gain[start:stop], self.gains_db[start:stop])
+        return AugmentationDraw(*(None if part is None else part[start:stop] for part in self._parts()))
 
     @staticmethod
     def join(draws: "list[AugmentationDraw]") -> "AugmentationDraw":
-        """Several one after the other, where every crop has a generator of its own."""
-        gain = torch.cat([draw.gain for draw in draws])
-        return AugmentationDraw(gain, torch.cat([draw.gains_db for draw in draws]))
+        """Several of one augmentation, one after the other, where every crop has a generator of its own."""
+        columns = zip(*(draw._parts() for draw in draws))
+        return AugmentationDraw(*(None if parts[0] is None else torch.cat(parts) for parts in columns))
+
+    def _parts(self) -> list[torch.Tensor | None]:
+        return [getattr(self, part.name) for part in dataclasses.fields(self)]
 
 
 @dataclass
 class StemAugmentation:
-    """Random changes of stems, independent of each other.
+    """Random changes of stems, and of what they add up to.
 
     Drawing is apart from applying: what is drawn, always on the CPU, depends neither on the device nor on how processes
-    divide a batch. It is off with `gain_range=(1.0, 1.0), polarity_probability=0.0, eq_probability=0.0`.
+    divide a batch. It is off with `gain_range=(1.0, 1.0), polarity_probability=0.0, eq_probability=0.0`; all below
+    `eq_probability` is off if not asked for. Of these, all numbers are drawn as soon as one is on, so that switching
+    another one off leaves the rest as it was.
 
     Args:
         stems: names of the axis S.
@@ -50,7 +74,20 @@ class StemAugmentation:
         eq_gain_db: largest boost or cut of a band in decibels, per stem, uniform. The paper says "track-dependent" and
             gives no numbers; drums and bass bear less before they stop sounding like themselves. 0: no EQ.
         eq_probability: share of stems that are equalised.
+        stem_level_db: mean and standard deviation of each stem's level in decibels, normal; differences between stems
+            are what counts. Crops of stems from different songs are mixed so, in place of `gain_range`, as far as their
+            stems are audible.
+        silence_probability: share of stems that fall silent, unless nothing audible were left of their crop.
+        reverb_probability: share of stems that get a reverberation, which belongs to the stem then.
+        reverb_decay_s: time in seconds in which it falls by 60 dB, log-uniform.
+        reverb_wet_db: its level relative to the direct sound, in decibels, uniform.
+        bus_probability: share of crops whose sum is compressed and softly clipped, see `mix_bus.py`.
+        lossy_probability: share of crops whose mixture has been through a lossy codec, see `lossy_mixture.py`; their
+            stems have not.
         sampling_rate: in hertz (Hz).
+
+    Raises:
+        ValueError: impossible values, or a stem without a level where there are levels.
     """
 
     stems: tuple[str, ...] | list[str] = ("vocals", "drums", "bass", "other")
@@ -60,11 +97,36 @@ class StemAugmentation:
         default_factory=lambda: {"vocals": 6.0, "drums": 4.0, "bass": 3.0, "other": 6.0}
     )
     eq_probability: float = 0.5
+    stem_level_db: dict[str, tuple[float, float]] | None = None
+    silence_probability: float = 0.0
+    reverb_probability: float = 0.0
+    reverb_decay_s: tuple[float, float] = (0.2, 2.5)
+    reverb_wet_db: tuple[float, float] = (-24.0, -8.0)
+    bus_probability: float = 0.0
+    lossy_probability: float = 0.0
     sampling_rate: int = 48000
 
-    def __call__(self, stems: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    def __post_init__(self):
+        for name in ("silence", "reverb", "bus", "lossy"):
+            name = f"{name}_probability"
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be in 0-1, got {getattr(self, name)}: it is a share, 0 for none.")
+        if not 0 < self.reverb_decay_s[0] <= self.reverb_decay_s[1]:
+            raise ValueError(f"`reverb_decay_s` must be 0 < low <= high, in seconds, got {self.reverb_decay_s}.")
+        if self.reverb_wet_db[0] > self.reverb_wet_db[1]:
+            raise ValueError(f"`reverb_wet_db` must be low <= high, in decibels, got {self.reverb_wet_db}.")
+        levels = self.stem_level_db
+        if levels is not None and (set(self.stems) - set(levels) or any(std < 0 for _, std in levels.values())):
+            raise ValueError(
+                f"`stem_level_db` must give [mean, std >= 0] for each of {list(self.stems)}, got {levels}: add what is "
+                "missing, or set it to null."
+            )
+
+    def __call__(
+        self, stems: torch.Tensor, generator: torch.Generator | None = None, remixed: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """`(B, S, T)` on any device -> the same shape. `generator` is on the CPU."""
-        return self.apply(stems, self.draw(len(stems), generator))
+        return self.apply(stems, self.draw(len(stems), generator), remixed)
 
     def draw(self, batch_size: int, generator: torch.Generator | None = None) -> AugmentationDraw:
         """Choose how a batch is changed. `generator` is on the CPU."""
@@ -79,10 +141,50 @@ class StemAugmentation:
         limit = torch.tensor([self.eq_gain_db.get(stem, 6.0) for stem in self.stems])
         gains_db = (2 * uniform(batch_size, num_stems, len(EQ_FREQUENCIES)) - 1) * limit[:, None]
         equalised = uniform(batch_size, num_stems, 1) < self.eq_probability
-        return AugmentationDraw(gain * sign, gains_db * equalised)
+        draw = AugmentationDraw(gain * sign, gains_db * equalised)
+        probabilities = (
+            self.silence_probability,
+            self.reverb_probability,
+            self.bus_probability,
+            self.lossy_probability,
+        )
+        if self.stem_level_db is not None or any(probabilities):
+            self._draw_more(draw, generator)
+        return draw
 
-    def apply(self, stems: torch.Tensor, draw: AugmentationDraw) -> torch.Tensor:
+    def _draw_more(self, draw: AugmentationDraw, generator: torch.Generator | None) -> None:
+        """What goes beyond the paper: every number, whatever is on."""
+        shape = draw.gain.shape[:2]
+        normal = torch.randn(*shape, generator=generator)
+        stems = torch.rand(*shape, 6, generator=generator)
+        crops = torch.rand(shape[0], 8, generator=generator)
+        if self.stem_level_db is not None:
+            mean, std = torch.tensor([self.stem_level_db[stem] for stem in self.stems]).unbind(dim=1)
+            draw.level_db = mean + std * normal
+        if self.silence_probability:
+            draw.silenced = stems[..., 0] < self.silence_probability
+        if self.reverb_probability:
+            reverberated = stems[..., 1] < self.reverb_probability
+            wet = 10 ** (between(self.reverb_wet_db, stems[..., 2]) / 20)
+            decay = between([math.log(value) for value in self.reverb_decay_s], stems[..., 3]).exp()
+            predelay = between(PREDELAY_RANGE, stems[..., 4])
+            draw.reverb = torch.stack([wet * reverberated, decay, predelay, stems[..., 5]], dim=-1)
+        if self.bus_probability:
+            on = crops[:, 0] < self.bus_probability
+            ratio = torch.where(on, between(RATIO_RANGE, crops[:, 1]), 1.0)
+            threshold, release = between(THRESHOLD_RANGE, crops[:, 2]), between(RELEASE_RANGE, crops[:, 3])
+            draw.bus = torch.stack([ratio, threshold, release, between(DRIVE_RANGE, crops[:, 4]) * on], dim=-1)
+        if self.lossy_probability:
+            on = crops[:, 5] < self.lossy_probability
+            low_pass = between(LOW_PASS_RANGE, crops[:, 6])
+            step = between([math.log(value) for value in STEP_RANGE], crops[:, 7]).exp()
+            draw.lossy = torch.stack([low_pass, step], dim=-1) * on[:, None]
+
+    def apply(self, stems: torch.Tensor, draw: AugmentationDraw, remixed: torch.Tensor | None = None) -> torch.Tensor:
         """Change `(B, S, T)`, on any device, as drawn.
+
+        Args:
+            remixed: `(B,)` bool, crops of stems from different songs, whose levels are drawn; none if not given.
 
         Raises:
             ValueError: drawn for another batch size or number of stems.
@@ -93,92 +195,66 @@ class StemAugmentation:
                 "draw for their batch size, or take its part with `rows`."
             )
         changed = stems * draw.gain.to(stems.device)
-        # Stems without EQ, half of them, are spared the FFT. They are found on the CPU: no device is waited for.
-        rows = draw.gains_db.any(dim=-1).nonzero(as_tuple=True)
+        self._filter(changed, draw)
+        if draw.level_db is not None or draw.silenced is not None:
+            audible = ~is_silent(stems)
+            if draw.level_db is not None and remixed is not None:
+                chosen = audible & remixed.to(stems.device)[:, None]
+                changed *= factors_to_levels(changed, draw.level_db.to(stems.device), chosen)[..., None]
+            if draw.silenced is not None:
+                changed *= stays(audible, draw.silenced.to(stems.device))[..., None]
+        if draw.bus is not None:
+            rows = ((draw.bus[:, 0] > 1) | (draw.bus[:, 3] > 0)).nonzero().flatten()
+            if len(rows):
+                bus, rows = draw.bus[rows].to(stems.device), rows.to(stems.device)
+                changed[rows] *= bus_gain(changed[rows].sum(dim=1), bus, self.sampling_rate)[:, None]
+        return changed
+
+    def _filter(self, stems: torch.Tensor, draw: AugmentationDraw) -> None:
+        """Equaliser and reverberation, in place."""
+        # Stems without either are spared the FFT. They are found on the CPU: no device is waited for.
+        equalised = draw.gains_db.any(dim=-1)
+        reverberated = torch.zeros_like(equalised) if draw.reverb is None else draw.reverb[..., 0] > 0
+        rows = (equalised & ~reverberated).nonzero(as_tuple=True)
         if len(rows[0]):
             crop, stem = (axis.to(stems.device) for axis in rows)
             gains_db = draw.gains_db[rows].to(stems.device)
-            changed[crop, stem] = equalise(changed[crop, stem], gains_db, self.sampling_rate)
+            stems[crop, stem] = equalise(stems[crop, stem], gains_db, self.sampling_rate)
+        rows = reverberated.nonzero(as_tuple=True)
+        if len(rows[0]):
+            crop, stem = (axis.to(stems.device) for axis in rows)
+            room, gains_db = draw.reverb[rows].to(stems.device), draw.gains_db[rows].to(stems.device)
+            stems[crop, stem] = reverberate(stems[crop, stem], room, gains_db, self.sampling_rate)
+
+    def transmit(self, mixture: torch.Tensor, draw: AugmentationDraw) -> torch.Tensor:
+        """Mixtures `(B, T)` as drawn lossy codecs leave them: no longer exactly what their stems add up to."""
+        rows = [] if draw.lossy is None else draw.lossy[:, 0].nonzero().flatten()
+        if not len(rows):
+            return mixture
+        lossy, rows, changed = draw.lossy[rows].to(mixture.device), rows.to(mixture.device), mixture.clone()
+        changed[rows] = make_lossy(mixture[rows], lossy, self.sampling_rate)
         return changed
 
 
-def equalise(waveforms: torch.Tensor, gains_db: torch.Tensor, sampling_rate: int) -> torch.Tensor:
-    """Seven biquads in a row, applied as one product with their frequency response.
-
-    The signal is padded by 85 ms first, more than the filters ring, so that nothing wraps around.
-
-    Args:
-        waveforms: `(..., T)`.
-        gains_db: `(..., 7)`, of the bands at `EQ_FREQUENCIES`.
-    """
-    num_samples = waveforms.shape[-1]
-    length = _fft_length(num_samples + round(0.085 * sampling_rate))
-    spectrum = torch.fft.rfft(waveforms, n=length) * equaliser_response(gains_db, length, sampling_rate)
-    return torch.fft.irfft(spectrum, n=length)[..., :num_samples]
+def between(bounds: tuple[float, float] | list[float], share: torch.Tensor) -> torch.Tensor:
+    """Shares of 0-1 -> values between two bounds."""
+    low, high = bounds
+    return low + (high - low) * share
 
 
-def equaliser_response(gains_db: torch.Tensor, length: int, sampling_rate: int) -> torch.Tensor:
-    """Response of the whole equaliser at the bins of an FFT of `length` samples: `(..., 7)` -> `(..., length / 2 + 1)`.
-
-    It is computed about every 2 Hz and interpolated: the narrowest band is 80 Hz wide, and a long FFT has bins every
-    0.24 Hz. `length` must be a whole number of such steps, as `_fft_length` gives it. The biquads need float64 inside:
-    below 100 Hz their polynomials are small differences, and float32 was wrong by 0.7 %.
-    """
-    step = 2 ** max(0, math.floor(math.log2(2 * length / sampling_rate)))
-    turn = torch.linspace(0, math.pi, length // 2 // step + 1, device=gains_db.device, dtype=torch.float64)
-    response = torch.ones((), device=gains_db.device)
-    for band, frequency in enumerate(EQ_FREQUENCIES):
-        kind = "low_shelf" if band == 0 else "high_shelf" if band == len(EQ_FREQUENCIES) - 1 else "peak"
-        response = response * biquad_response(kind, frequency, gains_db[..., band].double(), turn, sampling_rate)
-    parts = torch.view_as_real(response).to(gains_db.dtype).movedim(-1, -2).flatten(0, -3)  # (N, 2, points)
-    parts = torch.nn.functional.interpolate(parts, size=length // 2 + 1, mode="linear", align_corners=True)
-    return torch.complex(parts[:, 0], parts[:, 1]).view(*gains_db.shape[:-1], -1)
+def rms(waveforms: torch.Tensor) -> torch.Tensor:
+    """`(..., T)` -> `(...)`."""
+    return torch.linalg.vector_norm(waveforms, dim=-1) / math.sqrt(waveforms.shape[-1])
 
 
-def biquad_response(
-    kind: str, frequency: float, gain_db: torch.Tensor, turn: torch.Tensor, sampling_rate: int
-) -> torch.Tensor:
-    """Frequency response of a biquad (R. Bristow-Johnson, "Cookbook formulae for audio EQ biquad filter coefficients").
-
-    Args:
-        kind: "low_shelf", "peak" or "high_shelf".
-        gain_db: `(...)`.
-        turn: angular frequencies `(F,)` in radians per sample.
-
-    Returns:
-        `(..., F)` complex.
-    """
-    amplitude = 10 ** (gain_db / 40)
-    omega = 2 * math.pi * frequency / sampling_rate
-    cosine, alpha = math.cos(omega), math.sin(omega) / (2 * EQ_QUALITY)
-    if kind == "peak":
-        b = (1 + alpha * amplitude, -2 * cosine + 0 * amplitude, 1 - alpha * amplitude)
-        a = (1 + alpha / amplitude, -2 * cosine + 0 * amplitude, 1 - alpha / amplitude)
-    else:
-        side = 1.0 if kind == "low_shelf" else -1.0  # a high shelf mirrors the frequency axis
-        plus, minus = amplitude + 1, amplitude - 1
-        root = 2 * amplitude.sqrt() * alpha
-        b = (
-            amplitude * (plus - side * minus * cosine + root),
-            side * 2 * amplitude * (minus - side * plus * cosine),
-            amplitude * (plus - side * minus * cosine - root),
-        )
-        a = (
-            plus + side * minus * cosine + root,
-            -side * 2 * (minus + side * plus * cosine),
-            plus + side * minus * cosine - root,
-        )
-    delay = torch.polar(torch.ones_like(turn), -turn)
-
-    def polynomial(c):
-        return c[0][..., None] + c[1][..., None] * delay + c[2][..., None] * delay * delay
-
-    return polynomial(b) / polynomial(a)
+def factors_to_levels(stems: torch.Tensor, level_db: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """What brings the `chosen` stems (`(B, S)` bool) of `(B, S, T)` to levels `(B, S)` in decibels of full scale."""
+    return torch.where(chosen, 10 ** (level_db / 20) / rms(stems).clamp(min=1e-8), 1.0)
 
 
-def _fft_length(minimum: int) -> int:
-    """The next length 2^i, 3 * 2^i or 5 * 2^i: fast everywhere and close (196608 for a crop of 4 s)."""
-    return min(factor * 2 ** max(0, math.ceil(math.log2(minimum / factor))) for factor in (1, 3, 5))
+def stays(audible: torch.Tensor, silenced: torch.Tensor) -> torch.Tensor:
+    """Which stems `(B, S)` are kept: those that are not to fall silent, or all where nothing audible were left."""
+    return ~silenced | ~(audible & ~silenced).any(dim=1, keepdim=True)
 
 
 def random_level(

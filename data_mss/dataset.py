@@ -142,14 +142,16 @@ class StemDataset(Dataset):
         return {"stems": stems, "mixture": mixture, "song_ids": song_ids, **labels}
 
     def labels(self, crops: list[list[Place]]) -> dict[str, torch.Tensor]:
-        """What is known of the stems of crops: `known` `(B, S)` bool, and `estimated` `(B,)` bool, on the CPU.
+        """What is known of crops: `known` `(B, S)`, `estimated` and `remixed` `(B,)`, all bool, on the CPU.
 
-        Stems of a crop that are not known by themselves are known as a sum: all of it lies in the last one of them. In
-        crops that are estimated all stems are what a teacher's masks cut out of one song.
+        Stems of a crop that are not known by themselves are known as a sum: all of it lies in the last one of them.
+        Estimated crops are what a teacher's masks cut out of one song; remixed ones have stems of different songs or
+        times.
         """
         known = [[bool(self._known[place.song, row]) for row, place in enumerate(places)] for places in crops]
-        estimated = [len(set(places)) == 1 and self.songs[places[0].song].confidence is not None for places in crops]
-        return {"known": torch.tensor(known), "estimated": torch.tensor(estimated)}
+        remixed = torch.tensor([is_remixed(places) for places in crops])
+        separated = torch.tensor([self.songs[places[0].song].confidence is not None for places in crops])
+        return {"known": torch.tensor(known), "estimated": separated & ~remixed, "remixed": remixed}
 
     def rng(self, index: int) -> np.random.Generator:
         """Where the draws of crop `index` of this epoch come from; any index from 0 on, beyond the epoch's end too."""
@@ -166,7 +168,7 @@ class StemDataset(Dataset):
 
     def draw_silent_again(self, places: list[Place], silent: list[bool], rng: np.random.Generator) -> list[Place]:
         """Other places for some of the silent stems of a crop whose stems come from different songs."""
-        if not self.audible_probability or len(set(places)) == 1:
+        if not self.audible_probability or not is_remixed(places):
             return places
         known = [self._known[place.song, row] for row, place in enumerate(places)]
         again = [
@@ -215,6 +217,11 @@ class StemDataset(Dataset):
                 f"The song {song.id!r} is packed at {song.sampling_rate} Hz, and the dataset is to have "
                 f"{self.sampling_rate}: pack it again with `mss-lm prepare pack --sampling_rate {self.sampling_rate}`."
             )
+
+
+def is_remixed(places: list[Place]) -> bool:
+    """Whether the stems of a crop come from different songs or times."""
+    return len(set(places)) > 1
 
 
 def is_silent(waveforms: torch.Tensor) -> torch.Tensor:

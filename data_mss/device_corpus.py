@@ -55,7 +55,8 @@ class DeviceCorpus:
         return (32768 * sum(files, torch.zeros(length))).round().clamp(-32768, 32767).to(torch.int16)
 
     def crops(self, indices: list[int]) -> dict:
-        """Crops `dataset[index]`: `stems` `(B, S, T)` float32, `mixture` `(B, T)`, on the device; `known`, `estimated`.
+        """Crops `dataset[index]`: `stems` `(B, S, T)` float32, `mixture` `(B, T)`, on the device, and see
+        `StemDataset.labels`.
 
         Indices may go beyond the epoch's end. Silent crops are drawn again as in the dataset; to know them, the host
         waits for the device once, and once more for each time that any was silent.
@@ -74,7 +75,11 @@ class DeviceCorpus:
         return {"stems": stems, "mixture": mixture, **self.dataset.labels(places)}
 
     def _audible_crops(self, rngs: list[np.random.Generator]) -> tuple[torch.Tensor, list[list[Place]]]:
-        """One draw of a crop from each generator, silent stems of remixed ones drawn again as in the dataset."""
+        """One draw of a crop from each generator, silent stems of remixed ones drawn again as in the dataset.
+
+        Returns:
+            Stems `(N, S, T)` on the device, and their places.
+        """
         dataset = self.dataset
         places = [dataset.draw(rng) for rng in rngs]
         stems = self._gather(places)

@@ -132,6 +132,14 @@ def test_the_shipped_tables_have_rows_that_can_be_built():
     rows = {row: facts["config"]["separator"] for row, facts in read("ablations_masks.yaml").facts.items()}
     of_masks = {row: (part["model"]["masked_conditioning"], part["freeze_encoder"]) for row, part in rows.items()}
     assert of_masks == {"told": (True, True), "untold": (False, True), "together": (True, False)}
+    rows = {row: facts["config"]["masks"]["crops"] for row, facts in read("ablations_data.yaml").facts.items()}
+    changed = {row: {key for key, value in crops.items() if value != rows["main"][key]} for row, crops in rows.items()}
+    parts = ("silence", "reverb", "bus", "lossy", "eq")
+    singles = {f"no_{part}": {f"{part}_probability"} for part in parts}
+    assert changed == {"main": set(), "no_levels": {"stem_level_db"}, "no_speed": {"max_semitones"}, **singles}
+    assert all(
+        rows["main"][f"{part}_probability"] > 0 and not rows[f"no_{part}"][f"{part}_probability"] for part in parts
+    )
     for name in ("ablations.yaml", "ablations_demo.yaml"):
         table = read(name)
         seeds, paper = ["seed_1", "seed_2"], ["a1", "a2", "a3"]
@@ -312,7 +320,7 @@ def test_rows_that_are_not_equal_are_refused(tmp_path, config, corpus, calls, ca
     table_arguments(tmp_path, corpus, config, {"one": {"changes": {"separator": {"ema": 0.5}}}})
     assert "Unknown ['ema']" in fails()
     table_arguments(tmp_path, corpus, config, {"one": {"stage": "codec"}})
-    assert "'separator' or 'peer'" in fails()
+    assert "'separator', 'masks' or 'peer'" in fails()
     table_arguments(tmp_path, corpus, config, {"one": {"of": "two", "decoding": "--no-expected"}})
     assert "Rows are to decode ['two']" in fails()
     table_arguments(tmp_path, corpus, config, {"one": {}, "two": {"of": "one", "decoding": "--top_p high"}})

@@ -32,7 +32,9 @@ class CropConfig:
             kept, remixed freely and replaced slowly).
         remix_probability: share of crops whose stems come from different songs.
         audible_probability, max_semitones, source_weights, min_confidence: see `StemDataset`.
-        gain_range, polarity_probability, eq_gain_db, eq_probability: see `StemAugmentation`.
+        gain_range, polarity_probability, eq_gain_db, eq_probability, stem_level_db, silence_probability,
+            reverb_probability, reverb_decay_s, reverb_wet_db, bus_probability, lossy_probability: see
+            `StemAugmentation`. A bank has the changes of single stems only: it mixes codes, whose levels are fixed.
         rms_range: level of the mixture, log-uniform; stems are scaled along.
         bank_size: entries of the bank. bank_refresh: entries replaced in a step.
     """
@@ -49,6 +51,13 @@ class CropConfig:
     polarity_probability: float = 0.1
     eq_gain_db: dict[str, float] = field(default_factory=lambda: StemAugmentation().eq_gain_db)
     eq_probability: float = 0.5
+    stem_level_db: dict[str, tuple[float, float]] | None = None
+    silence_probability: float = 0.0
+    reverb_probability: float = 0.0
+    reverb_decay_s: tuple[float, float] = (0.2, 2.5)
+    reverb_wet_db: tuple[float, float] = (-24.0, -8.0)
+    bus_probability: float = 0.0
+    lossy_probability: float = 0.0
     rms_range: tuple[float, float] = (0.03, 0.3)
     bank_size: int = 4096
     bank_refresh: int = 8
@@ -65,6 +74,19 @@ class CropConfig:
             "0 where crops are not remixed, or in a bank, which remixes codes",
             self.audible_probability,
         )
+        _require(
+            remixed or self.stem_level_db is None,
+            "stem_level_db",
+            "null where crops are not remixed, or in a bank, which remixes codes: set remix_probability or input",
+            self.stem_level_db,
+        )
+        for name in ("bus_probability", "lossy_probability"):
+            _require(
+                self.input != "bank" or not getattr(self, name),
+                name,
+                "0 in a bank, which mixes codes of single stems: use input 'device'",
+                getattr(self, name),
+            )
 
 
 @dataclass

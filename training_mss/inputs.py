@@ -84,6 +84,13 @@ class TrainingCrops:
             polarity_probability=config.polarity_probability,
             eq_gain_db=config.eq_gain_db,
             eq_probability=config.eq_probability,
+            stem_level_db=config.stem_level_db,
+            silence_probability=config.silence_probability,
+            reverb_probability=config.reverb_probability,
+            reverb_decay_s=config.reverb_decay_s,
+            reverb_wet_db=config.reverb_wet_db,
+            bus_probability=config.bus_probability,
+            lossy_probability=config.lossy_probability,
             sampling_rate=sampling_rate,
         )
         self.corpus = None if config.input == "files" else DeviceCorpus(self.dataset, self.device)
@@ -102,8 +109,8 @@ class TrainingCrops:
             )
 
     def _read_for_bank(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        crops = self.corpus.crops(indices)
-        return self.augment(crops["stems"], indices), crops["known"]
+        crops = self.augment(self.corpus.crops(indices), indices)
+        return crops["stems"], crops["known"]
 
     def indices(self, number: int) -> list[int]:
         """Crops of this process in batch `number`."""
@@ -122,11 +129,11 @@ class TrainingCrops:
         elif self.corpus is not None:
             for number in numbers:
                 indices = self.indices(number)
-                yield self._finish(self.corpus.crops(indices), indices)
+                yield self.augment(self.corpus.crops(indices), indices)
         else:
             index_lists = map(self.indices, numbers)
             for number, crops in zip(itertools.count(first), self._loader(index_lists)):
-                yield self._finish(crops, self.indices(number))
+                yield self.augment(crops, self.indices(number))
 
     def _loader(self, index_lists: Iterable[list[int]]) -> DataLoader:
         return DataLoader(
@@ -139,17 +146,23 @@ class TrainingCrops:
             generator=torch.Generator(),  # its own: a loader that starts would draw from the one of dropout
         )
 
-    def _finish(self, crops: dict, indices: list[int]) -> dict:
-        crops = {name: crops[name].to(self.device, non_blocking=True) for name in ("stems", "known", "estimated")}
-        stems = self.augment(crops.pop("stems"), indices)
-        return {"stems": stems, "mixture": stems.sum(dim=1), **crops}
+    def augment(self, crops: dict, indices: list[int]) -> dict:
+        """Augmentation and level; the draws of a crop depend on (seed, its index) alone.
 
-    def augment(self, stems: torch.Tensor, indices: list[int]) -> torch.Tensor:
-        """Augmentation and level of crops `(B, S, T)`; the draws of a crop depend on (seed, its index) alone."""
+        Args:
+            crops: `stems` `(B, S, T)`, `known`, `estimated` and `remixed` (`StemDataset.labels`).
+
+        Returns:
+            `stems`; `mixture` `(B, T)`: their sum, but for crops whose mixture has been through a lossy codec; `known`
+            and `estimated`; all on the device.
+        """
+        original = crops["stems"].to(self.device, non_blocking=True)
+        labels = {name: crops[name].to(self.device, non_blocking=True) for name in ("known", "estimated")}
         generators = [torch.Generator().manual_seed(seed_of(self.seed, index)) for index in indices]
         draws = AugmentationDraw.join([self.augmentation.draw(1, generator) for generator in generators])
         levels = torch.cat([draw_levels(1, generator, self.config.rms_range) for generator in generators])
-        return set_level(self.augmentation.apply(stems, draws), levels)
+        stems = set_level(self.augmentation.apply(original, draws, crops["remixed"]), levels)
+        return {"stems": stems, "mixture": self.augmentation.transmit(stems.sum(dim=1), draws), **labels}
 
 
 def _leave_interrupts_to_the_loop(worker: int) -> None:
