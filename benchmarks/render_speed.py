@@ -1,6 +1,6 @@
 """How fast songs are rendered: seconds of four-stem audio for each second of one core, production included.
 
-    python -m benchmarks.render_speed [--soundfont FILE] [--midi DIR] [--drums DIR ...] [--basses DIR ...] [--grooves DIR]
+    python -m benchmarks.render_speed [--soundfont FILE] [--midi DIR] [--drums DIR] [--basses DIR] [--grooves DIR]
 
 One process, one thread. Loading the soundfont and the samples (once a worker, not once a song) is not counted. Ends in
 one JSON line.
