@@ -1,8 +1,9 @@
 """How fast songs are rendered: seconds of four-stem audio for each second of one core, production included.
 
-    python -m benchmarks.render_speed --soundfont /usr/share/sounds/sf2/FluidR3_GM.sf2 [--midi DIR] [--songs 6]
+    python -m benchmarks.render_speed [--soundfont FILE] [--midi DIR] [--drums DIR] [--basses DIR] [--grooves DIR]
 
-One process, one thread. Loading the soundfont (once a worker, not once a song) is not counted. Ends in one JSON line.
+One process, one thread. Loading the soundfont and the samples (once a worker, not once a song) is not counted. Ends in
+one JSON line.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import json
 import os
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # numpy's libraries read it when they are loaded
@@ -19,6 +21,7 @@ import torch
 from data_mss.render import make_song
 from data_mss.render_instruments import load_soundfont
 from data_mss.render_recipe import RenderConfig
+from data_mss.render_samples import load_bass, load_kit
 from data_mss.render_song import render_song
 
 REQUIRED = 8.0  # seconds of audio a core-second, without vocals
@@ -45,23 +48,34 @@ def main():
     parser = argparse.ArgumentParser(description="Speed of the corpus renderer.")
     parser.add_argument("--soundfont", default="/usr/share/sounds/sf2/FluidR3_GM.sf2")
     parser.add_argument("--midi", help="folder of MIDI files for half of the songs")
+    parser.add_argument("--drums", nargs="+", default=[], help="folders of drum samples")
+    parser.add_argument("--basses", nargs="+", default=[], help="folders of bass samples")
+    parser.add_argument("--grooves", help="the Groove MIDI Dataset")
     parser.add_argument("--songs", type=int, default=6, help="of 30 to 60 s (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(1)
 
     start = time.process_time()
     load_soundfont(options.soundfont)
+    for folder in options.drums:
+        load_kit(folder)
+    for folder in options.basses:
+        load_bass(folder)
     loading = time.process_time() - start
-    print(f"{Path(options.soundfont).name} loaded in {loading:.1f} s (not counted below)")
+    print(f"{Path(options.soundfont).name} and samples loaded in {loading:.1f} s (not counted below)")
 
-    config = RenderConfig((options.soundfont,), midi_dir=options.midi, max_seconds=60.0, synthetic_vocals=False)
+    given = RenderConfig(
+        (options.soundfont,), midi_dir=options.midi, drums_dirs=tuple(options.drums), bass_dirs=tuple(options.basses),
+        grooves_dir=options.grooves, max_seconds=60.0,
+    )  # fmt: skip
+    config = replace(given, synthetic_vocals=False)
     render_song(config, 0)  # compiled filters, imports
     without_vocals = measure(config, options.songs)
     print(f"without vocals: {without_vocals:.1f} s of four-stem audio per core-second (required: {REQUIRED:.0f})")
     with_files = measure_with_files(config, options.songs)
     print(f"without vocals, FLAC files written: {with_files:.1f}")
     results = {"without_vocals": without_vocals, "without_vocals_flac": with_files}
-    config = RenderConfig((options.soundfont,), midi_dir=options.midi, max_seconds=60.0, instrumental_share=0.0)
+    config = replace(given, instrumental_share=0.0)
     try:
         results["sung"] = measure(config, options.songs)
         print(f"with sung vocals (espeak-ng): {results['sung']:.1f}")

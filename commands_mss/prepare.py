@@ -57,7 +57,22 @@ def add_arguments(parser: argparse.ArgumentParser):
     render.add_argument("--midi", metavar="DIR", help="MIDI files to arrange, beside composed songs")
     render.add_argument("--vocals", metavar="DIR", help="recordings of vocals to place over the songs")
     render.add_argument("--speech", metavar="DIR", help="recordings of speech to make singing from")
-    render.add_argument("--drums", metavar="DIR", help="drum one-shots: kick*.wav, snare*.wav, ...")
+    render.add_argument(
+        "--drums",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="a kit each: kick*.wav or Kick_v01.wav, _v02, ... (harder)",
+    )
+    render.add_argument(
+        "--basses", nargs="+", default=[], metavar="DIR", help="an instrument each: eb3_ff_rr1.wav, ..."
+    )
+    render.add_argument(
+        "--grooves", metavar="DIR", help="drumming of people: the Groove MIDI Dataset, with its info.csv"
+    )
+    render.add_argument(
+        "--credits", metavar="FILE", help="YAML with a line for each file and folder given, in place of --licence"
+    )
     render.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     render.add_argument(
         "--split",
@@ -147,7 +162,7 @@ def _pseudo_label(options: argparse.Namespace):
 
 
 def _render(options: argparse.Namespace):
-    from data_mss.render import DEFAULT_LICENCE, prepare_render
+    from data_mss.render import prepare_render
 
     return prepare_render(
         options.output_dir,
@@ -156,10 +171,13 @@ def _render(options: argparse.Namespace):
         midi_dir=options.midi,
         vocals_dir=options.vocals,
         speech_dir=options.speech,
-        drums_dir=options.drums,
+        drums_dirs=options.drums,
+        bass_dirs=options.basses,
+        grooves_dir=options.grooves,
         seed=options.seed,
         num_workers=options.num_workers,
-        licence=options.licence or DEFAULT_LICENCE,
+        licence=options.licence,
+        credits=options.credits,
         split=options.split,
     )
 

@@ -1,14 +1,15 @@
 """A seeded corpus of rendered songs with true stems: `mss-lm prepare render`.
 
 render_recipe.py (what is decided)  ->  render_song.py (one song)  ->  this file (the corpus)
-render_song.py uses: render_score.py, render_patterns.py, render_composition.py (notes), render_instruments.py
-(soundfonts, one-shots), render_voices.py, render_singing.py (vocals), render_production.py (effects, loudness)
+render_song.py uses: render_score.py, render_patterns.py, render_composition.py (notes), render_grooves.py (drumming of
+people), render_instruments.py (soundfonts), render_samples.py (drum kits, basses), render_synthesizer.py (basses),
+render_voices.py, render_singing.py (vocals), render_production.py (effects, loudness), render_credits.py (licences)
 """
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -21,8 +22,10 @@ from processing_mss import write_audio
 
 from .manifest import ManifestWriter, Song
 from .preparing import PrepareReport, prepare_songs
-from .render_instruments import load_one_shots
+from .render_credits import read_credits
+from .render_grooves import load_grooves
 from .render_recipe import RenderConfig, song_seconds
+from .render_samples import load_bass, load_kit
 from .render_score import find_midi
 from .render_song import STEMS, render_song
 from .render_voices import find_audio
@@ -37,10 +40,13 @@ def prepare_render(
     midi_dir: str | None = None,
     vocals_dir: str | None = None,
     speech_dir: str | None = None,
-    drums_dir: str | None = None,
+    drums_dirs: Sequence[str] = (),
+    bass_dirs: Sequence[str] = (),
+    grooves_dir: str | None = None,
     seed: int = 0,
     num_workers: int = 1,
-    licence: str = DEFAULT_LICENCE,
+    licence: str | None = None,
+    credits: str | os.PathLike | None = None,
     min_seconds: float = 30.0,
     max_seconds: float = 90.0,
     synthetic_vocals: bool = True,
@@ -55,17 +61,22 @@ def prepare_render(
     Args:
         output_dir: holds a folder a song (`mixture.flac`, a file for each stem that sounds, `recipe.json`).
         soundfonts: SF2 or SF3 files.
-        midi_dir, vocals_dir, speech_dir, drums_dir: see `RenderConfig`.
+        midi_dir, vocals_dir, speech_dir, drums_dirs, bass_dirs, grooves_dir: see `RenderConfig`.
         num_workers: processes; each loads the soundfonts it uses.
-        licence: of the songs; it should name the soundfonts' and the vocals' licences.
+        licence: of all songs; it should name the soundfonts' and the vocals' licences.
+        credits: a YAML file with a line for everything given, by base name (see `read_credits`), instead of `licence`:
+            each song's licence is then the lines of what is heard in it.
         min_seconds, max_seconds: length of a song.
         synthetic_vocals: make speech sing (from `speech_dir`, or by espeak-ng if it is installed).
 
     Raises:
-        ValueError: no soundfont, a folder that is missing or holds nothing of its kind, or no positive duration.
+        ValueError: no soundfont, a folder that is missing or holds nothing of its kind, no positive duration, a licence
+            beside credits, or something given without a credit.
     """
     if hours <= 0 or num_workers < 1:
         raise ValueError(f"Need positive `hours` and `num_workers`, got {hours} and {num_workers}.")
+    if licence is not None and credits is not None:
+        raise ValueError(f"Credits say each song's licence: leave out `licence`, got {licence!r}, or {credits}.")
     for path in soundfonts:
         if not Path(path).is_file():
             raise ValueError(f"There is no soundfont {path}.")
@@ -74,19 +85,22 @@ def prepare_render(
         midi_dir=midi_dir,
         vocals_dir=vocals_dir,
         speech_dir=speech_dir,
-        drums_dir=drums_dir,
+        drums_dirs=tuple(os.fspath(path) for path in drums_dirs),
+        bass_dirs=tuple(os.fspath(path) for path in bass_dirs),
+        grooves_dir=grooves_dir,
         seed=seed,
         min_seconds=min_seconds,
         max_seconds=max_seconds,
         synthetic_vocals=synthetic_vocals,
         split=split,
     )
+    lines = read_credits(credits, config) if credits is not None else None
     check_folders(config)
     output_dir = Path(output_dir)
     writer = ManifestWriter(output_dir / "manifest.jsonl")
     indices = range(count_songs(config, hours))
     todo = [index for index in indices if song_id(config, index) not in writer]
-    make = partial(make_song, config, output_dir, licence)
+    make = partial(make_song, config, output_dir, lines or licence or DEFAULT_LICENCE)
     if num_workers == 1:
         jobs = ((song_id(config, index), partial(make, index)) for index in indices)
         return prepare_songs(writer, jobs, "render", len(indices))
@@ -100,8 +114,12 @@ def prepare_render(
 
 def check_folders(config: RenderConfig):
     """Raise ValueError now if a folder has nothing of what it should hold, not in every song."""
-    if config.drums_dir is not None:
-        load_one_shots(config.drums_dir)
+    for folder in config.drums_dirs:
+        load_kit(folder)
+    for folder in config.bass_dirs:
+        load_bass(folder)
+    if config.grooves_dir is not None:
+        load_grooves(config.grooves_dir)
     if config.vocals_dir is not None:
         find_audio(config.vocals_dir, vocals_only=True)
     if config.speech_dir is not None:
@@ -138,8 +156,10 @@ def count_songs(config: RenderConfig, hours: float) -> int:
     return count
 
 
-def make_song(config: RenderConfig, output_dir: Path, licence: str, index: int) -> Song:
+def make_song(config: RenderConfig, output_dir: Path, licence: str | dict[str, str], index: int) -> Song:
     """Render a song into its folder, unless that is there already, and return its manifest entry.
+
+    Its licence is the one given, or the credits (by source) of what is heard in it.
 
     The folder appears complete or not at all: it is written under another name and renamed.
     """
@@ -165,6 +185,6 @@ def make_song(config: RenderConfig, output_dir: Path, licence: str, index: int) 
         duration=recipe["duration"],
         sampling_rate=recipe["sampling_rate"],
         source="render",
-        licence=licence,
+        licence=licence if isinstance(licence, str) else "; ".join(licence[source] for source in recipe["sources"]),
         mixture=str(folder / "mixture.flac"),
     )

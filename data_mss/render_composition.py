@@ -149,6 +149,7 @@ def compose(duration: float, voice_low: int, rng: np.random.Generator) -> Arrang
             if "voice" in section.layers
         ],
         lead=Part("lead", "other", program, [note._replace(pitch=note.pitch + 12) for note in melody]),
+        bars=[bar * bar_seconds for bar in range(bars + 1)],
     )
 
 

@@ -1,6 +1,6 @@
 """What a rendered corpus is made of, and what was decided about each of its songs."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,8 @@ import numpy as np
 from .render_production import Room
 from .render_synthesizer import BassSynth
 
-TOPICS = ("length", "score", "instruments", "vocals", "production", "synthesizer")  # each has its own random numbers
+# Each has its own random numbers; new ones come last, so that the others' stay.
+TOPICS = ("length", "score", "instruments", "vocals", "production", "synthesizer", "samples", "groove")
 
 
 @dataclass
@@ -20,7 +21,9 @@ class RenderConfig:
         midi_dir: MIDI files to take arrangements from, besides composed ones.
         vocals_dir: real vocal stems.
         speech_dir: speech recordings that are made to sing. espeak-ng speaks where there are none, if it is installed.
-        drums_dir: one-shot samples that play half of the songs' drums.
+        drums_dirs: folders of drum samples, a kit each.
+        bass_dirs: folders of bass samples, an instrument each.
+        grooves_dir: the Groove MIDI Dataset: drums as people played them, of the song's split.
         seed: of the corpus.
         min_seconds, max_seconds: song length.
         midi_share: share of songs from `midi_dir`.
@@ -28,6 +31,9 @@ class RenderConfig:
         instrumental_share: share of songs without vocals.
         doubling_share, harmony_share: share of sung songs with a second take, and with a second voice.
         synthesizer_share: share of songs whose bass is a synthesizer's.
+        sampled_drums_share: share of songs whose drums are played by one of `drums_dirs`.
+        sampled_bass_share: share of songs with a bass from `bass_dirs` among those without a synthesizer's.
+        groove_share: share of songs with drums from `grooves_dir` among those that one of its performances fits.
         synthetic_vocals: without it speech is not made to sing.
         split: of all songs; if not given, 5 % are for validation and 5 % for testing.
     """
@@ -36,7 +42,9 @@ class RenderConfig:
     midi_dir: str | None = None
     vocals_dir: str | None = None
     speech_dir: str | None = None
-    drums_dir: str | None = None
+    drums_dirs: tuple[str, ...] = ()
+    bass_dirs: tuple[str, ...] = ()
+    grooves_dir: str | None = None
     seed: int = 0
     min_seconds: float = 30.0
     max_seconds: float = 90.0
@@ -46,6 +54,9 @@ class RenderConfig:
     doubling_share: float = 0.35
     harmony_share: float = 0.3
     synthesizer_share: float = 0.35
+    sampled_drums_share: float = 0.75
+    sampled_bass_share: float = 0.6
+    groove_share: float = 0.7
     synthetic_vocals: bool = True
     split: str | None = None
 
@@ -54,12 +65,15 @@ class RenderConfig:
             raise ValueError("Rendering needs at least one soundfont (see docs/rendering.md for how to install two).")
         if not 0 < self.min_seconds <= self.max_seconds:
             raise ValueError(f"Need 0 < min_seconds <= max_seconds, got {self.min_seconds} and {self.max_seconds}.")
-        for name in ("midi_dir", "vocals_dir", "speech_dir", "drums_dir"):
+        for name in ("midi_dir", "vocals_dir", "speech_dir", "grooves_dir"):
             folder = getattr(self, name)
             if folder is not None and not Path(folder).is_dir():
                 raise ValueError(f"`{name}` must be a folder, got {folder}.")
-        shares = ("midi", "recorded", "instrumental", "doubling", "harmony", "synthesizer")
-        for name in (f"{share}_share" for share in shares):
+        for name in ("drums_dirs", "bass_dirs"):
+            for folder in getattr(self, name):
+                if not Path(folder).is_dir():
+                    raise ValueError(f"`{name}` must be folders, got {folder}.")
+        for name in (item.name for item in fields(self) if item.name.endswith("_share")):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be in 0-1, got {getattr(self, name)}.")
 
@@ -85,7 +99,8 @@ class Channel:
 
 @dataclass
 class Played:
-    """A part as it was played: by which soundfont, which folder's one-shots, or (`synth`) by the synthesizer."""
+    """A part as it was played: by which soundfont, kit or bass (base name of the file or folder), or by the synthesizer
+    (`synth`); `groove` names the performance that drums are from."""
 
     name: str
     stem: str
@@ -94,6 +109,7 @@ class Played:
     player: str
     channel: Channel
     synth: BassSynth | None = None
+    groove: str = ""
 
 
 @dataclass
@@ -116,7 +132,7 @@ class Sung:
 
 @dataclass
 class Recipe:
-    """Everything that was decided about a song."""
+    """Everything that was decided about a song; `sources` are what is heard in it, by the names that credits have."""
 
     seed: int
     index: int
@@ -133,6 +149,7 @@ class Recipe:
     levels_lufs: dict[str, float]
     bus_ratio: float
     loudness_lufs: float
+    sources: list[str]
 
     def to_dict(self) -> dict:
         return asdict(self)

@@ -64,6 +64,7 @@ class Arrangement:
         melody: for the singer, one note at a time, in a singer's range; empty if nobody sings.
         sung: (start, end) in seconds where singing belongs.
         lead: an instrument that plays the melody where nobody sings it.
+        bars: where bars begin, in seconds.
     """
 
     source: str
@@ -76,6 +77,7 @@ class Arrangement:
     melody: list[Note]
     sung: list[tuple[float, float]] = field(default_factory=list)
     lead: Part | None = None
+    bars: list[float] = field(default_factory=list)
 
 
 def family_of(program: int) -> tuple[int, ...]:
@@ -214,6 +216,7 @@ def read_arrangement(path: str | os.PathLike, duration: float, voice_low: int, r
         melody=melody,
         sung=phrases(melody),
         lead=lead,
+        bars=[float(line) for line in (midi.get_downbeats() - begin) / speed if 0 <= line < duration],
     )
 
 

@@ -10,7 +10,9 @@ from typing import TypeVar
 import numpy as np
 
 from .render_composition import compose
-from .render_instruments import SAMPLING_RATE, choose_kit, load_one_shots, load_soundfont, play_one_shots
+from .render_credits import source_name, sources_heard
+from .render_grooves import load_grooves, play_groove
+from .render_instruments import SAMPLING_RATE, load_soundfont
 from .render_production import (
     TONE_BANDS,
     Room,
@@ -33,6 +35,7 @@ from .render_recipe import (
     random_numbers,
     song_seconds,
 )
+from .render_samples import choose_pieces, load_bass, load_kit, play_bass, play_drums
 from .render_score import Arrangement, Part, find_midi, read_arrangement
 from .render_singing import SingingStyle, analyse, harmonize, sing_melody
 from .render_synthesizer import BassSynth, draw_bass_synth, ducking_gain, play_bass_synth
@@ -173,16 +176,35 @@ def produce(waveform: np.ndarray, channel: Channel) -> np.ndarray:
     return pan(waveform * (10 ** (channel.level_db / 20) * 0.1 / rms), channel.position, channel.width)
 
 
-def play(
-    part: Part, soundfont: str, kit: dict[str, np.ndarray] | None, synth: BassSynth | None, duration: float
-) -> np.ndarray:
-    """A part `(2, duration * 48000)` before production; drums by one-shots if there is a kit of them, the bass by a
-    synthesizer if there is one."""
-    if part.stem == "bass" and synth is not None:
+def with_groove(config: RenderConfig, index: int, arrangement: Arrangement) -> tuple[list[Part], str]:
+    """The song's parts, their drums played by a person if the song is one of those, and by which performance."""
+    rng = random_numbers(config.seed, index, "groove")
+    if config.grooves_dir is not None and rng.random() < config.groove_share:
+        played = play_groove(arrangement, load_grooves(config.grooves_dir), config.split_of(index), rng)
+        if played is not None:
+            return played
+    return list(arrangement.parts), ""
+
+
+def draw_samplers(config: RenderConfig, has_synth: bool, rng: np.random.Generator) -> dict[str, str]:
+    """Folders of samples that play the song's drums and bass, by stem; a stem that is not there has no such player."""
+    samplers = {}
+    if config.drums_dirs and rng.random() < config.sampled_drums_share:
+        samplers["drums"] = str(rng.choice(config.drums_dirs))
+    if config.bass_dirs and not has_synth and rng.random() < config.sampled_bass_share:
+        samplers["bass"] = str(rng.choice(config.bass_dirs))
+    return samplers
+
+
+def play(part: Part, player: str, synth: BassSynth | None, duration: float, rng: np.random.Generator) -> np.ndarray:
+    """A part `(2, duration * 48000)` before production, by a synthesizer, a folder of samples, or a soundfont."""
+    if synth is not None:
         return play_bass_synth(part.notes, synth, duration)
-    if part.is_drum and kit is not None:
-        return play_one_shots(part.notes, kit, duration)
-    return load_soundfont(soundfont).play(part, duration)
+    if not Path(player).is_dir():
+        return load_soundfont(player).play(part, duration)
+    if part.is_drum:
+        return play_drums(part.notes, choose_pieces(load_kit(player), rng), duration, rng)
+    return play_bass(part.notes, load_bass(player), duration, rng)
 
 
 def render_song(config: RenderConfig, index: int) -> tuple[dict[str, np.ndarray], Recipe]:
@@ -196,31 +218,32 @@ def render_song(config: RenderConfig, index: int) -> tuple[dict[str, np.ndarray]
     vocals, sung = make_vocals(config, index, arrangement, random_numbers(config.seed, index, "vocals"))
 
     rng = random_numbers(config.seed, index, "instruments")
-    parts = list(arrangement.parts)
+    parts, groove = with_groove(config, index, arrangement)
     # An instrument plays the melody where nobody sings it, and sometimes along with the singer.
     if arrangement.lead is not None and arrangement.lead.notes and (sung.kind != "sung" or rng.random() < 0.1):
         parts.append(arrangement.lead)
-    one_shots = load_one_shots(config.drums_dir) if config.drums_dir is not None and rng.random() < 0.5 else None
-    kit = choose_kit(one_shots, rng) if one_shots else None
     soundfonts = [str(rng.choice(config.soundfonts)) for _ in parts]
 
     rng = random_numbers(config.seed, index, "synthesizer")
     synth = draw_bass_synth(rng) if rng.random() < config.synthesizer_share else None
+
+    samples_rng = random_numbers(config.seed, index, "samples")
+    samplers = draw_samplers(config, synth is not None, samples_rng)
 
     rng = random_numbers(config.seed, index, "production")
     room = Room(float(rng.uniform(0.3, 3)), float(rng.uniform(0.005, 0.04)), float(rng.uniform(0, 1)))
     tracks, played = [], []
     for part, soundfont in zip(parts, soundfonts):
         channel = draw_channel(part.stem, part.name, arrangement.tempo, rng)
-        waveform = produce(play(part, soundfont, kit, synth, duration), channel)
-        own_synth = synth if part.stem == "bass" else None
+        player, own_synth = samplers.get(part.stem, soundfont), synth if part.stem == "bass" else None
+        waveform = produce(play(part, player, own_synth, duration, samples_rng), channel)
         if own_synth is not None:
             kicks = [note for drums in parts if drums.is_drum for note in drums.notes]
             waveform = waveform * ducking_gain(kicks, own_synth, waveform.shape[1])
         tracks.append((part.stem, waveform, channel))
-        player = config.drums_dir if part.is_drum and kit is not None else Path(soundfont).name
-        player = "synthesizer" if own_synth is not None else player
-        played.append(Played(part.name, part.stem, part.program, len(part.notes), player, channel, own_synth))
+        name = "synthesizer" if own_synth is not None else source_name(player)
+        own_groove = groove if part.is_drum else ""
+        played.append(Played(part.name, part.stem, part.program, len(part.notes), name, channel, own_synth, own_groove))
     if vocals is not None:
         sung.channel = draw_channel("vocals", "vocals", arrangement.tempo, rng)
         tracks.append(("vocals", produce(vocals, sung.channel), sung.channel))
@@ -246,6 +269,7 @@ def render_song(config: RenderConfig, index: int) -> tuple[dict[str, np.ndarray]
         levels_lufs={stem: float(level) for stem, level in levels.items()},
         bus_ratio=bus_ratio,
         loudness_lufs=target,
+        sources=sources_heard(config, arrangement.source, played, sung),
     )
 
 

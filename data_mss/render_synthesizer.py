@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .render_instruments import GM_DRUMS, SAMPLING_RATE
+from .render_instruments import SAMPLING_RATE
+from .render_samples import GM_DRUMS
 from .render_score import Note
 
 WAVES = ("sine", "saw", "square", "driven")
