@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     render.add_argument("--midi", metavar="DIR", help="MIDI files to arrange, beside composed songs")
     render.add_argument("--vocals", metavar="DIR", help="recordings of vocals to place over the songs")
     render.add_argument("--speech", metavar="DIR", help="recordings of speech to make singing from")
+    render.add_argument("--choir", metavar="DIR", help="sung vowels for backing vocals: NAME_A3.wav, NAME_C#4.wav, ...")
     render.add_argument("--drums", metavar="DIR", help="drum one-shots: kick*.wav, snare*.wav, ...")
     render.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     render.add_argument(
@@ -157,6 +158,7 @@ def _render(options: argparse.Namespace):
         vocals_dir=options.vocals,
         speech_dir=options.speech,
         drums_dir=options.drums,
+        choir_dir=options.choir,
         seed=options.seed,
         num_workers=options.num_workers,
         licence=options.licence or DEFAULT_LICENCE,

@@ -2,7 +2,8 @@
 
 render_recipe.py (what is decided)  ->  render_song.py (one song)  ->  this file (the corpus)
 render_song.py uses: render_score.py, render_patterns.py, render_composition.py (notes), render_instruments.py
-(soundfonts, one-shots), render_voices.py, render_singing.py (vocals), render_production.py (effects, loudness)
+(soundfonts, one-shots), render_voices.py, render_singing.py, render_choir.py (vocals), render_production.py (effects,
+loudness)
 """
 
 import json
@@ -21,6 +22,7 @@ from processing_mss import write_audio
 
 from .manifest import ManifestWriter, Song
 from .preparing import PrepareReport, prepare_songs
+from .render_choir import load_singers
 from .render_instruments import load_one_shots
 from .render_recipe import RenderConfig, song_seconds
 from .render_score import find_midi
@@ -38,6 +40,7 @@ def prepare_render(
     vocals_dir: str | None = None,
     speech_dir: str | None = None,
     drums_dir: str | None = None,
+    choir_dir: str | None = None,
     seed: int = 0,
     num_workers: int = 1,
     licence: str = DEFAULT_LICENCE,
@@ -55,7 +58,7 @@ def prepare_render(
     Args:
         output_dir: holds a folder a song (`mixture.flac`, a file for each stem that sounds, `recipe.json`).
         soundfonts: SF2 or SF3 files.
-        midi_dir, vocals_dir, speech_dir, drums_dir: see `RenderConfig`.
+        midi_dir, vocals_dir, speech_dir, drums_dir, choir_dir: see `RenderConfig`.
         num_workers: processes; each loads the soundfonts it uses.
         licence: of the songs; it should name the soundfonts' and the vocals' licences.
         min_seconds, max_seconds: length of a song.
@@ -75,6 +78,7 @@ def prepare_render(
         vocals_dir=vocals_dir,
         speech_dir=speech_dir,
         drums_dir=drums_dir,
+        choir_dir=choir_dir,
         seed=seed,
         min_seconds=min_seconds,
         max_seconds=max_seconds,
@@ -106,6 +110,8 @@ def check_folders(config: RenderConfig):
         find_audio(config.vocals_dir, vocals_only=True)
     if config.speech_dir is not None:
         find_audio(config.speech_dir, vocals_only=False)
+    if config.choir_dir is not None:
+        load_singers(config.choir_dir)
     if config.midi_dir is not None:
         find_midi(config.midi_dir)
 

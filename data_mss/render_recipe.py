@@ -2,13 +2,23 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from .render_production import Room
 from .render_synthesizer import BassSynth
 
-TOPICS = ("length", "score", "instruments", "vocals", "production", "synthesizer")  # each has its own random numbers
+T = TypeVar("T")
+TOPICS = (
+    "length",
+    "score",
+    "instruments",
+    "vocals",
+    "production",
+    "synthesizer",
+    "choir",
+)  # each has its own random numbers
 
 
 @dataclass
@@ -21,12 +31,14 @@ class RenderConfig:
         vocals_dir: real vocal stems.
         speech_dir: speech recordings that are made to sing. espeak-ng speaks where there are none, if it is installed.
         drums_dir: one-shot samples that play half of the songs' drums.
+        choir_dir: recordings of single sung vowels that backing vocals and choirs are made of.
         seed: of the corpus.
         min_seconds, max_seconds: song length.
         midi_share: share of songs from `midi_dir`.
         recorded_share: share of songs with real vocals among those with vocals, where both kinds are there.
         instrumental_share: share of songs without vocals.
         doubling_share, harmony_share: share of sung songs with a second take, and with a second voice.
+        choir_share: share of songs with vocals that have a choir behind them, where there is `choir_dir`.
         synthesizer_share: share of songs whose bass is a synthesizer's.
         synthetic_vocals: without it speech is not made to sing.
         split: of all songs; if not given, 5 % are for validation and 5 % for testing.
@@ -37,6 +49,7 @@ class RenderConfig:
     vocals_dir: str | None = None
     speech_dir: str | None = None
     drums_dir: str | None = None
+    choir_dir: str | None = None
     seed: int = 0
     min_seconds: float = 30.0
     max_seconds: float = 90.0
@@ -45,6 +58,7 @@ class RenderConfig:
     instrumental_share: float = 0.08
     doubling_share: float = 0.35
     harmony_share: float = 0.3
+    choir_share: float = 0.4
     synthesizer_share: float = 0.35
     synthetic_vocals: bool = True
     split: str | None = None
@@ -54,11 +68,11 @@ class RenderConfig:
             raise ValueError("Rendering needs at least one soundfont (see docs/rendering.md for how to install two).")
         if not 0 < self.min_seconds <= self.max_seconds:
             raise ValueError(f"Need 0 < min_seconds <= max_seconds, got {self.min_seconds} and {self.max_seconds}.")
-        for name in ("midi_dir", "vocals_dir", "speech_dir", "drums_dir"):
+        for name in ("midi_dir", "vocals_dir", "speech_dir", "drums_dir", "choir_dir"):
             folder = getattr(self, name)
             if folder is not None and not Path(folder).is_dir():
                 raise ValueError(f"`{name}` must be a folder, got {folder}.")
-        shares = ("midi", "recorded", "instrumental", "doubling", "harmony", "synthesizer")
+        shares = ("midi", "recorded", "instrumental", "doubling", "harmony", "choir", "synthesizer")
         for name in (f"{share}_share" for share in shares):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be in 0-1, got {getattr(self, name)}.")
@@ -97,12 +111,27 @@ class Played:
 
 
 @dataclass
+class Choir:
+    """Voices behind the lead, or alone: the base name of their folder and the files in it that are heard, whether they
+    sing the "melody" or "chords", and for each voice whose it is, its place from -1 to 1, and its notes as [start, end,
+    MIDI pitch] in seconds; level in dB relative to the lead."""
+
+    folder: str
+    files: list[str]
+    sings: str
+    singers: list[str]
+    positions: list[float]
+    gain_db: float
+    notes: list[list[list[float]]]
+
+
+@dataclass
 class Sung:
-    """The vocals: kind ("none", "sung", "recorded"), where the voice comes from, and what it sings.
+    """The vocals: kind ("none", "sung", "recorded", "choir": one alone), where the voice comes from, and what it sings.
 
     `melody` holds [start, end, MIDI pitch] in seconds; `voiced` holds [start, end] of the first take where it has
     pitch; `takes` holds every take's style and interval (in degrees of the scale). All empty for recorded vocals, whose
-    phrases are in `placed`.
+    phrases are in `placed`. `choir` is what was added to them.
     """
 
     kind: str = "none"
@@ -111,6 +140,7 @@ class Sung:
     voiced: list[list[float]] = field(default_factory=list)
     takes: list[dict] = field(default_factory=list)
     placed: list[dict] = field(default_factory=list)
+    choir: Choir | None = None
     channel: Channel | None = None
 
 
@@ -143,8 +173,9 @@ def split_of(index: int) -> str:
     return {3: "validation", 7: "test"}.get(index % 20, "train")
 
 
-def files_of_split(paths: list[Path], split: str) -> list[Path]:
-    """Files that songs of a split may use: where there are enough, none is heard in training and elsewhere."""
+def files_of_split(paths: list[T], split: str) -> list[T]:
+    """Files (or singers) that songs of a split may use: where there are enough, none is heard in training and
+    elsewhere."""
     own = [path for number, path in enumerate(paths) if split_of(number) == split]
     held_out = [path for number, path in enumerate(paths) if split_of(number) != "train"]
     return own or held_out or paths
