@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     render.add_argument("--midi", metavar="DIR", help="MIDI files to arrange, beside composed songs")
     render.add_argument("--vocals", metavar="DIR", help="recordings of vocals to place over the songs")
     render.add_argument("--speech", metavar="DIR", help="recordings of speech to make singing from")
+    render.add_argument("--choir", metavar="DIR", help="sung vowels for backing vocals: NAME_A3.wav, NAME_C#4.wav, ...")
     render.add_argument(
         "--drums",
         nargs="+",
@@ -174,6 +175,7 @@ def _render(options: argparse.Namespace):
         drums_dirs=options.drums,
         bass_dirs=options.basses,
         grooves_dir=options.grooves,
+        choir_dir=options.choir,
         seed=options.seed,
         num_workers=options.num_workers,
         licence=options.licence,

@@ -3,7 +3,8 @@
 render_recipe.py (what is decided)  ->  render_song.py (one song)  ->  this file (the corpus)
 render_song.py uses: render_score.py, render_patterns.py, render_composition.py (notes), render_grooves.py (drumming of
 people), render_instruments.py (soundfonts), render_samples.py (drum kits, basses), render_synthesizer.py (basses),
-render_voices.py, render_singing.py (vocals), render_production.py (effects, loudness), render_credits.py (licences)
+render_voices.py, render_singing.py, render_choir.py (vocals), render_production.py (effects, loudness),
+render_credits.py (licences)
 """
 
 import json
@@ -22,6 +23,7 @@ from processing_mss import write_audio
 
 from .manifest import ManifestWriter, Song
 from .preparing import PrepareReport, prepare_songs
+from .render_choir import load_singers
 from .render_credits import read_credits
 from .render_grooves import load_grooves
 from .render_recipe import RenderConfig, song_seconds
@@ -43,6 +45,7 @@ def prepare_render(
     drums_dirs: Sequence[str] = (),
     bass_dirs: Sequence[str] = (),
     grooves_dir: str | None = None,
+    choir_dir: str | None = None,
     seed: int = 0,
     num_workers: int = 1,
     licence: str | None = None,
@@ -61,7 +64,7 @@ def prepare_render(
     Args:
         output_dir: holds a folder a song (`mixture.flac`, a file for each stem that sounds, `recipe.json`).
         soundfonts: SF2 or SF3 files.
-        midi_dir, vocals_dir, speech_dir, drums_dirs, bass_dirs, grooves_dir: see `RenderConfig`.
+        midi_dir, vocals_dir, speech_dir, drums_dirs, bass_dirs, grooves_dir, choir_dir: see `RenderConfig`.
         num_workers: processes; each loads the soundfonts it uses.
         licence: of all songs; it should name the soundfonts' and the vocals' licences.
         credits: a YAML file with a line for everything given, by base name (see `read_credits`), instead of `licence`:
@@ -88,6 +91,7 @@ def prepare_render(
         drums_dirs=tuple(os.fspath(path) for path in drums_dirs),
         bass_dirs=tuple(os.fspath(path) for path in bass_dirs),
         grooves_dir=grooves_dir,
+        choir_dir=choir_dir,
         seed=seed,
         min_seconds=min_seconds,
         max_seconds=max_seconds,
@@ -124,6 +128,8 @@ def check_folders(config: RenderConfig):
         find_audio(config.vocals_dir, vocals_only=True)
     if config.speech_dir is not None:
         find_audio(config.speech_dir, vocals_only=False)
+    if config.choir_dir is not None:
+        load_singers(config.choir_dir)
     if config.midi_dir is not None:
         find_midi(config.midi_dir)
 

@@ -31,12 +31,14 @@ def sources_heard(config: RenderConfig, arrangement: str, played: list[Played], 
         sources.append(source_name(config.vocals_dir))
     elif sung.kind == "sung":
         sources.append(source_name(config.speech_dir) if config.speech_dir is not None else "espeak-ng")
+    if sung.choir is not None:
+        sources.append(sung.choir.folder)
     return list(dict.fromkeys(sources))
 
 
 def sources_given(config: RenderConfig) -> list[str]:
     """All that `sources_heard` can name."""
-    folders = (config.grooves_dir, config.midi_dir, config.vocals_dir, config.speech_dir)
+    folders = (config.grooves_dir, config.midi_dir, config.vocals_dir, config.speech_dir, config.choir_dir)
     paths = [*config.soundfonts, *config.drums_dirs, *config.bass_dirs, *(path for path in folders if path is not None)]
     sources = [source_name(path) for path in paths]
     if config.synthesizer_share > 0:

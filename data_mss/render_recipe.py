@@ -2,14 +2,16 @@
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from .render_production import Room
 from .render_synthesizer import BassSynth
 
+T = TypeVar("T")
 # Each has its own random numbers; new ones come last, so that the others' stay.
-TOPICS = ("length", "score", "instruments", "vocals", "production", "synthesizer", "samples", "groove")
+TOPICS = ("length", "score", "instruments", "vocals", "production", "synthesizer", "samples", "groove", "choir")
 
 
 @dataclass
@@ -24,12 +26,14 @@ class RenderConfig:
         drums_dirs: folders of drum samples, a kit each.
         bass_dirs: folders of bass samples, an instrument each.
         grooves_dir: the Groove MIDI Dataset: drums as people played them, of the song's split.
+        choir_dir: recordings of single sung vowels that backing vocals and choirs are made of.
         seed: of the corpus.
         min_seconds, max_seconds: song length.
         midi_share: share of songs from `midi_dir`.
         recorded_share: share of songs with real vocals among those with vocals, where both kinds are there.
         instrumental_share: share of songs without vocals.
         doubling_share, harmony_share: share of sung songs with a second take, and with a second voice.
+        choir_share: share of songs with vocals that have a choir behind them, where there is `choir_dir`.
         synthesizer_share: share of songs whose bass is a synthesizer's.
         sampled_drums_share: share of songs whose drums are played by one of `drums_dirs`.
         sampled_bass_share: share of songs with a bass from `bass_dirs` among those without a synthesizer's.
@@ -45,6 +49,7 @@ class RenderConfig:
     drums_dirs: tuple[str, ...] = ()
     bass_dirs: tuple[str, ...] = ()
     grooves_dir: str | None = None
+    choir_dir: str | None = None
     seed: int = 0
     min_seconds: float = 30.0
     max_seconds: float = 90.0
@@ -53,6 +58,7 @@ class RenderConfig:
     instrumental_share: float = 0.08
     doubling_share: float = 0.35
     harmony_share: float = 0.3
+    choir_share: float = 0.4
     synthesizer_share: float = 0.35
     sampled_drums_share: float = 0.75
     sampled_bass_share: float = 0.6
@@ -65,7 +71,7 @@ class RenderConfig:
             raise ValueError("Rendering needs at least one soundfont (see docs/rendering.md for how to install two).")
         if not 0 < self.min_seconds <= self.max_seconds:
             raise ValueError(f"Need 0 < min_seconds <= max_seconds, got {self.min_seconds} and {self.max_seconds}.")
-        for name in ("midi_dir", "vocals_dir", "speech_dir", "grooves_dir"):
+        for name in ("midi_dir", "vocals_dir", "speech_dir", "grooves_dir", "choir_dir"):
             folder = getattr(self, name)
             if folder is not None and not Path(folder).is_dir():
                 raise ValueError(f"`{name}` must be a folder, got {folder}.")
@@ -113,12 +119,27 @@ class Played:
 
 
 @dataclass
+class Choir:
+    """Voices behind the lead, or alone: the base name of their folder and the files in it that are heard, whether they
+    sing the "melody" or "chords", and for each voice whose it is, its place from -1 to 1, and its notes as [start, end,
+    MIDI pitch] in seconds; level in dB relative to the lead."""
+
+    folder: str
+    files: list[str]
+    sings: str
+    singers: list[str]
+    positions: list[float]
+    gain_db: float
+    notes: list[list[list[float]]]
+
+
+@dataclass
 class Sung:
-    """The vocals: kind ("none", "sung", "recorded"), where the voice comes from, and what it sings.
+    """The vocals: kind ("none", "sung", "recorded", "choir": one alone), where the voice comes from, and what it sings.
 
     `melody` holds [start, end, MIDI pitch] in seconds; `voiced` holds [start, end] of the first take where it has
     pitch; `takes` holds every take's style and interval (in degrees of the scale). All empty for recorded vocals, whose
-    phrases are in `placed`.
+    phrases are in `placed`. `choir` is what was added to them.
     """
 
     kind: str = "none"
@@ -127,6 +148,7 @@ class Sung:
     voiced: list[list[float]] = field(default_factory=list)
     takes: list[dict] = field(default_factory=list)
     placed: list[dict] = field(default_factory=list)
+    choir: Choir | None = None
     channel: Channel | None = None
 
 
@@ -160,8 +182,9 @@ def split_of(index: int) -> str:
     return {3: "validation", 7: "test"}.get(index % 20, "train")
 
 
-def files_of_split(paths: list[Path], split: str) -> list[Path]:
-    """Files that songs of a split may use: where there are enough, none is heard in training and elsewhere."""
+def files_of_split(paths: list[T], split: str) -> list[T]:
+    """Files (or singers) that songs of a split may use: where there are enough, none is heard in training and
+    elsewhere."""
     own = [path for number, path in enumerate(paths) if split_of(number) == split]
     held_out = [path for number, path in enumerate(paths) if split_of(number) != "train"]
     return own or held_out or paths

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from .render_choir import add_choir
 from .render_composition import compose
 from .render_credits import source_name, sources_heard
 from .render_grooves import load_grooves, play_groove
@@ -36,7 +37,7 @@ from .render_recipe import (
     song_seconds,
 )
 from .render_samples import choose_pieces, load_bass, load_kit, play_bass, play_drums
-from .render_score import Arrangement, Part, find_midi, read_arrangement
+from .render_score import Arrangement, Note, Part, find_midi, read_arrangement
 from .render_singing import SingingStyle, analyse, harmonize, sing_melody
 from .render_synthesizer import BassSynth, draw_bass_synth, ducking_gain, play_bass_synth
 from .render_voices import find_audio, place_recorded, read_speech, speak
@@ -45,6 +46,8 @@ T = TypeVar("T")
 STEMS = ("vocals", "drums", "bass", "other")
 PEAK = 0.98  # of the loudest of the mixture and the stems
 FADE = 0.3  # seconds at the end
+MAN_PITCH = 60  # MIDI pitch: melodies that lie below it are a man's
+MAN_SPEECH = 140  # hertz (Hz): lower speech is a man's
 MAX_TRIES = 5  # files that may be broken or empty before a song is given up
 
 
@@ -77,6 +80,16 @@ def make_vocals(
     config: RenderConfig, index: int, arrangement: Arrangement, rng: np.random.Generator
 ) -> tuple[np.ndarray | None, Sung]:
     """The vocals `(2, T)` before production, None if the song has none, and what they are."""
+    vocals, sung = make_lead(config, index, arrangement, rng)
+    if config.choir_dir is None:
+        return vocals, sung
+    return add_choir(config, index, arrangement, vocals, sung, random_numbers(config.seed, index, "choir"))
+
+
+def make_lead(
+    config: RenderConfig, index: int, arrangement: Arrangement, rng: np.random.Generator
+) -> tuple[np.ndarray | None, Sung]:
+    """The vocals without a choir; see `make_vocals`."""
     can_speak = config.speech_dir is not None or shutil.which("espeak-ng") is not None
     can_sing = config.synthetic_vocals and can_speak and bool(arrangement.melody)
     has_recorded = config.vocals_dir is not None and bool(arrangement.sung)
@@ -92,13 +105,13 @@ def make_vocals(
     melody = arrangement.melody
     if config.speech_dir is not None:
         paths = files_of_split(find_audio(config.speech_dir, vocals_only=False), config.split_of(index))
-        voice = first_usable(paths, lambda path: analyse(read_speech(path, 12.0, rng)), rng)
+        voice = first_usable(paths, lambda path: analyse(read_speech(path, paths, 12.0, rng)), rng)
     else:
         voice = analyse(speak(24, rng))
     # Syllables in the order of the speech, now and then going back, as words of a refrain do.
     jumps = rng.random(len(melody)) < 0.05
     order = np.arange(len(melody)) + np.cumsum(jumps * rng.integers(0, len(voice.syllables), len(melody)))
-    style = draw_style(rng)
+    style = draw_style(voice.pitch, melody, rng)
     lead, pitch = sing_melody(voice, melody, arrangement.duration, style, order, rng)
     output, takes = np.stack((lead, lead)), [{"interval": 0, **asdict(style)}]
     intervals = []  # of the other takes, in degrees of the scale
@@ -122,7 +135,19 @@ def make_vocals(
     return output, Sung("sung", voice.description, [[*note[:3]] for note in melody], spans(pitch > 0), takes)
 
 
-def draw_style(rng: np.random.Generator) -> SingingStyle:
+def formant_range(voice_pitch: float, melody: list[Note]) -> tuple[float, float]:
+    """Factors on a speaker's formants that suit a melody: low melodies are sung by men, high ones by women.
+
+    Args:
+        voice_pitch: of the speech, in hertz (Hz); it tells a woman's voice from a man's.
+    """
+    is_man = np.median([note.pitch for note in melody]) < MAN_PITCH
+    if voice_pitch < MAN_SPEECH:
+        return (0.92, 1.05) if is_man else (1.1, 1.25)
+    return (0.78, 0.9) if is_man else (0.95, 1.12)
+
+
+def draw_style(voice_pitch: float, melody: list[Note], rng: np.random.Generator) -> SingingStyle:
     """How the song's singer sings; vibrato and drift together stay within a quarter tone."""
     return SingingStyle(
         vibrato_rate=float(rng.uniform(4.8, 6.5)),
@@ -130,7 +155,7 @@ def draw_style(rng: np.random.Generator) -> SingingStyle:
         glide=float(rng.uniform(0.03, 0.09)),
         scoop=float(rng.uniform(0, 1)),
         drift=float(rng.uniform(0.02, 0.06)),
-        formants=float(rng.uniform(0.9, 1.15)),
+        formants=float(rng.uniform(*formant_range(voice_pitch, melody))),
         breath=float(rng.uniform(0, 0.12)),
     )
 

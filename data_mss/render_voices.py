@@ -88,13 +88,26 @@ def find_audio(folder: str | Path, vocals_only: bool) -> list[Path]:
     return paths
 
 
-def read_speech(path: Path, seconds: float, rng: np.random.Generator) -> Speech:
-    """A stretch of a recording, from a random place."""
+def read_speech(path: Path, paths: list[Path], seconds: float, rng: np.random.Generator) -> Speech:
+    """So many seconds of one speaker: a recording from a random place, and if it is short, others of its folder.
+
+    Args:
+        paths: the files to take others from, in random order; those of another folder or rate are passed over.
+    """
     waveform, rate = read_audio(path)
     length = round(seconds * rate)
     start = int(rng.integers(0, max(1, waveform.shape[1] - length)))
-    mono = waveform[:, start : start + length].mean(axis=0).astype(np.float64)
-    return Speech(mono, rate, f"{path.name} from {start / rate:.2f} s")
+    pieces = [waveform[:, start : start + length].mean(axis=0)]
+    others = [other for other in paths if other.parent == path.parent and other != path]
+    for number in rng.permutation(len(others)):
+        if sum(map(len, pieces)) >= length:
+            break
+        waveform, other_rate = read_audio(others[number])
+        if other_rate == rate:
+            pieces.append(waveform.mean(axis=0))
+    joined = np.concatenate(pieces)[:length].astype(np.float64)
+    more = f" and {len(pieces) - 1} more" if len(pieces) > 1 else ""
+    return Speech(joined, rate, f"{path.parent.name}/{path.name} from {start / rate:.2f} s{more}")
 
 
 @functools.lru_cache(maxsize=2)
