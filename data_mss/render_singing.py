@@ -24,7 +24,7 @@ PITCH_RATE = 24000  # hertz (Hz) at which the speech's pitch is measured
 FRAME = 0.005  # seconds between frames of WORLD
 BIN = 48000 / 2048  # hertz (Hz) between bins, at every rate of analysis
 VOWEL_BINS = 128  # bins that hold most of a vowel
-BAND_DB = 45  # where a recording ends: so far below its level at 2-6 kHz
+BAND_DB = 35  # where a recording ends: so far below its level at 2-6 kHz
 # Singing is brighter than speech, and mixes brighten it more: (from hertz, fully from hertz, band, level in dB of that
 # band over 0.2-4 kHz) that dull voices are lifted to, as measured on vocals of released songs.
 BRIGHTNESS = ((1000, 5000, (4000, 8000), -18.0), (7000, 10000, (8000, 16000), -21.0))
@@ -142,10 +142,12 @@ def find_band(log_envelope: np.ndarray) -> int:
 
     Files of 48 kHz often end far below 24 kHz: they were recorded or stored at a lower rate.
     """
-    level = ndimage.uniform_filter1d(10 / np.log(10) * log_envelope.mean(axis=0), 9)
+    level = ndimage.uniform_filter1d(10 / np.log(10) * log_envelope.mean(axis=0), 17)
     reference = level[round(2000 / BIN) : round(6000 / BIN)].mean()
-    heard = np.flatnonzero(level > reference - BAND_DB)
-    return int(0.96 * max(heard[-1], round(4000 / BIN)))
+    begin = round(4000 / BIN)
+    # The first fall, not the last sound: lossy files hold some noise far above the band's end.
+    silent = np.append(level[begin:] < reference - BAND_DB, True)
+    return int(0.96 * (begin + np.argmax(silent)))
 
 
 def extend_band(log_envelope: np.ndarray, aperiodicity: np.ndarray, edge: int) -> tuple[np.ndarray, np.ndarray]:

@@ -46,6 +46,7 @@ T = TypeVar("T")
 STEMS = ("vocals", "drums", "bass", "other")
 PEAK = 0.98  # of the loudest of the mixture and the stems
 FADE = 0.3  # seconds at the end
+SPEECH_SECONDS = 8.0  # that a singer is made of: some 30 syllables; at 48 kHz a second takes 0.15 s to analyse
 MAN_PITCH = 60  # MIDI pitch: melodies that lie below it are a man's
 MAN_SPEECH = 140  # hertz (Hz): lower speech is a man's
 MAX_TRIES = 5  # files that may be broken or empty before a song is given up
@@ -105,7 +106,7 @@ def make_lead(
     melody = arrangement.melody
     if config.speech_dir is not None:
         paths = files_of_split(find_audio(config.speech_dir, vocals_only=False), config.split_of(index))
-        voice = first_usable(paths, lambda path: analyse(read_speech(path, paths, 12.0, rng)), rng)
+        voice = first_usable(paths, lambda path: analyse(read_speech(path, paths, SPEECH_SECONDS, rng)), rng)
     else:
         voice = analyse(speak(24, rng))
     # Syllables in the order of the speech, now and then going back, as words of a refrain do.
