@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 
 from .audio_files import read_mono
-from .dataset import stem_paths
-from .manifest import STEM_ALIASES, ManifestError, ManifestWriter, Song, read_manifest
+from .manifest import ManifestError, ManifestWriter, Song, read_manifest
 from .preparing import PrepareReport, prepare_songs
 
 SAMPLING_RATE = 48000
@@ -50,11 +49,10 @@ def _copy(song: Song, output_dir: Path, kbps: float, max_seconds: float | None) 
     folder = output_dir / song.split / song.id
     folder.mkdir(parents=True, exist_ok=True)
     stems = {}
-    for stem in STEM_ALIASES:
-        paths = stem_paths(song, stem, STEM_ALIASES)
-        if not paths:
+    for stem in song.stems:
+        files = [read_mono(path, SAMPLING_RATE, song.sampling_rate) for path in song.paths(stem)]
+        if not files:
             continue
-        files = [read_mono(path, SAMPLING_RATE, song.sampling_rate) for path in paths]
         length = max(len(file) for file in files)
         whole = sum(torch.nn.functional.pad(file, (0, length - len(file))) for file in files)
         piece = whole[start : start + round(duration * SAMPLING_RATE)].clamp(-1, 1)
@@ -62,7 +60,16 @@ def _copy(song: Song, output_dir: Path, kbps: float, max_seconds: float | None) 
         level = (KBPS[1] - kbps) / (KBPS[1] - KBPS[0])
         soundfile.write(path, piece.numpy(), SAMPLING_RATE, format="OGG", subtype="OPUS", compression_level=level)
         stems[stem] = [str(path)]
-    return Song(song.id, song.split, stems, duration, SAMPLING_RATE, song.source, song.licence)
+    return Song(
+        id=song.id,
+        split=song.split,
+        stems=stems,
+        duration=duration,
+        sampling_rate=SAMPLING_RATE,
+        source=song.source,
+        licence=song.licence,
+        confidence=song.confidence,
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

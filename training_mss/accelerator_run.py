@@ -1,6 +1,6 @@
 """All stages with one accelerator for some minutes: songs are rendered beside, and what is made comes back.
 
-    python -m training_mss.accelerator_run --minutes 9.5 --output_dir returned
+    python -m training_mss.accelerator_run --minutes 9.3 --output_dir returned
 
 Renders songs on the processor's cores, trains masks beside HuBERT and codec, then the language model, scores them, and
 measures the paper's size, each for its minutes of the plan. After every stage all that there is goes to --output_dir,
@@ -197,13 +197,15 @@ class AcceleratorRun:
         folder, codec = self.work_dir / "paper_speed", self.work_dir / "paper_codec" / "final"
         if not codec.is_dir():
             raise StageError("waits for paper_codec")
+        if self.seconds_left() < 60 * self.plan.minutes["paper_speed"]:
+            raise StageError("no time left")  # most of it goes into loading
         command = [*TRAIN, "--stage", "separator", "--config", str(ROOT / "configs" / "paper.yaml")]
         command += ["--codec", str(codec), "--output_dir", str(folder), "--manifests", *self.packed()]
         process = self.processes.start(
             "paper_speed", [*command, "--num_workers", "0", *self.plan.arguments("paper_speed")]
         )
         try:
-            process.wait(min(60 * self.plan.minutes["paper_speed"], self.seconds_left()))
+            process.wait(60 * self.plan.minutes["paper_speed"])
         except subprocess.TimeoutExpired:
             self.processes.end(process, grace_s=0.0)
         if "seconds_per_step" not in training_outcome(folder):
@@ -254,7 +256,7 @@ class AcceleratorRun:
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parser.add_argument("--minutes", type=float, default=9.5, help="of this call (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=9.3, help="of this call (default: %(default)s)")
     parser.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="gets what is to come back")
     parser.add_argument("--work_dir", type=Path, default=Path("runs/accelerator"), metavar="DIR", help="of all stages")
     parser.add_argument("--plan", type=Path, default=PLAN, metavar="FILE", help="default: the one in configs/")
