@@ -31,11 +31,7 @@ def halve(source: str | os.PathLike, target: str | os.PathLike) -> int:
     weights = source / "model.safetensors"
     if not weights.is_file():
         raise ValueError(f"There is no {weights.name} in {source}: expected the final/ folder of a training run.")
-    state = load_file(weights)
-    too_large = [name for name, value in state.items() if value.is_floating_point() and value.abs().max() > LARGEST]
-    if too_large:
-        raise ValueError(f"float16 holds values up to {LARGEST:.0f}, and these have larger ones: {too_large}.")
-    state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    state = halved(load_file(weights))
     target.mkdir(parents=True, exist_ok=True)
     for path in source.glob("*.json"):
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -46,6 +42,18 @@ def halve(source: str | os.PathLike, target: str | os.PathLike) -> int:
     save_file(state, temporary, metadata={"format": "pt"})
     os.replace(temporary, target / weights.name)
     return (target / weights.name).stat().st_size
+
+
+def halved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights with float16 in place of every other floating-point type.
+
+    Raises:
+        ValueError: values that float16 does not hold.
+    """
+    too_large = [name for name, value in state.items() if value.is_floating_point() and value.abs().max() > LARGEST]
+    if too_large:
+        raise ValueError(f"float16 holds values up to {LARGEST:.0f}, and these have larger ones: {too_large}.")
+    return {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
 
 
 def main():

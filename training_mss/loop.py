@@ -319,6 +319,8 @@ class Training:
         speed = {"crops_per_second": crops_per_second, "seconds_per_step": seconds / num_steps}
         if self.stage.tokens_per_crop:
             speed["tokens_per_second"] = crops_per_second * self.stage.tokens_per_crop
+        if self.accelerator.device.type == "cuda":
+            speed["peak_memory_gib"] = torch.cuda.max_memory_allocated(self.accelerator.device) / 2**30
         peak = device_peak_flops(self.accelerator.device)
         if peak and self.stage.flops_per_crop:
             achieved = crops_per_second * self.stage.flops_per_crop

@@ -1,0 +1,86 @@
+"""Commands of an accelerator run: each with a log and a limit, all of them ended when the run ends."""
+
+import os
+import shlex
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+GRACE_S = 20.0  # for a training that is told to end, to leave a checkpoint
+
+
+class StageError(RuntimeError):
+    """A command of a stage failed, or had no time."""
+
+
+class Processes:
+    """What runs, in sessions of their own.
+
+    Args:
+        log_dir: gets `NAME.log` of every command.
+    """
+
+    def __init__(self, log_dir: Path):
+        self.log_dir = log_dir
+        self._running: set[subprocess.Popen] = set()
+        self._lock = threading.RLock()
+        self.ending = threading.Event()
+
+    def start(self, name: str, command: list[str]) -> subprocess.Popen:
+        """Start a command; raises StageError once all were ended."""
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        with self._lock, open(self.log_dir / f"{name}.log", "a", encoding="utf-8") as log:
+            if self.ending.is_set():
+                raise StageError("interrupted")
+            print(f"$ {shlex.join(command)}", file=log, flush=True)
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+            self._running.add(process)
+        return process
+
+    def run(self, name: str, command: list[str], limit_s: float) -> None:
+        """Run a command to its end.
+
+        Raises:
+            StageError: it failed, or took longer than `limit_s`.
+        """
+        process = self.start(name, command)
+        try:
+            status = process.wait(max(limit_s, 1.0))
+        except subprocess.TimeoutExpired:
+            self.end(process)
+            raise StageError(f"stopped after {limit_s:.0f} s") from None
+        self._running.discard(process)
+        if self.ending.is_set():
+            raise StageError("interrupted")
+        if status:
+            lines = (self.log_dir / f"{name}.log").read_text(encoding="utf-8", errors="replace").splitlines()
+            raise StageError(f"failed with {status}: {lines[-1] if lines else 'without a word'}")
+
+    def end(self, process: subprocess.Popen, grace_s: float = GRACE_S) -> None:
+        """Ask it to end, then make it and what it started end."""
+        for number, patience in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 10.0)):
+            if process.poll() is None:
+                os.killpg(process.pid, number)
+                try:
+                    process.wait(patience)
+                except subprocess.TimeoutExpired:
+                    continue
+        self._running.discard(process)
+
+    def end_all(self) -> None:
+        """End what runs, all at a time and asked once: a second signal would cost a training its checkpoint."""
+        with self._lock:
+            self.ending.set()
+            running = [process for process in self._running if process.poll() is None]
+        for process in running:
+            os.killpg(process.pid, signal.SIGTERM)
+        until = time.monotonic() + GRACE_S
+        for process in running:
+            try:
+                process.wait(max(until - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
