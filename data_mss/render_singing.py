@@ -126,7 +126,6 @@ def analyse(speech: Speech) -> Voice:
         raise ValueError(f"There is no voiced syllable in {speech.description}.")
     log_envelope = np.log(envelope + 1e-12)
     log_envelope, aperiodicity = extend_band(log_envelope, aperiodicity, find_band(log_envelope[pitch > 0]))
-    log_envelope = brighten(log_envelope, pitch > 0)
     return Voice(
         log_envelope.astype(np.float32),
         aperiodicity.astype(np.float32),
@@ -283,7 +282,7 @@ def sing_melody(
     pitch = np.where(sung & (vowel | voice.voiced[nearest]), pitch, 0)
 
     # Every note is as loud as its velocity says, whatever its syllable was; gains are of the logarithm of power.
-    envelope = shift_formants(voice.log_envelope, style.formants)
+    envelope = brighten(shift_formants(voice.log_envelope, style.formants), voice.voiced)
     aperiodicity = np.clip(shift_formants(voice.aperiodicity, style.formants) + style.breath, 0.001, 0.999)
     numbers = np.where(sung & vowel, owner, len(melody))
     counts = np.bincount(numbers, minlength=len(melody) + 1)
