@@ -16,7 +16,7 @@ from scipy import fft, ndimage, signal
 from processing_mss import read_audio, resample
 
 from .render_instruments import SAMPLING_RATE
-from .render_recipe import Choir, RenderConfig, Sung, files_of_split
+from .render_recipe import Choir, RenderConfig, Sung
 from .render_score import Arrangement, Note
 from .render_singing import harmonize, load_world
 from .render_voices import fades, find_audio
@@ -268,7 +268,7 @@ def add_choir(
     alone = vocals is None
     if rng.random() >= (ALONE_SHARE if alone else config.choir_share):
         return vocals, sung
-    available = files_of_split(list(load_singers(str(config.choir_dir))), config.split_of(index))
+    available = config.files_for(list(load_singers(str(config.choir_dir))), index)
     count = int(rng.integers(2, 5))
     singers = [available[number % len(available)] for number in rng.permutation(max(count, len(available)))[:count]]
     # Below the middle of what was recorded: the highest notes of a range are not those of backing vocals.

@@ -87,6 +87,11 @@ class RenderConfig:
         """Split of a song."""
         return self.split or split_of(index)
 
+    def files_for(self, paths: list[T], index: int) -> list[T]:
+        """Files that a song may use: they are divided among the splits as songs are, but where `split` says that all
+        songs are of one, all files are for it."""
+        return paths if self.split else files_of_split(paths, split_of(index))
+
 
 @dataclass
 class Channel:

@@ -32,7 +32,6 @@ from .render_recipe import (
     Recipe,
     RenderConfig,
     Sung,
-    files_of_split,
     random_numbers,
     song_seconds,
 )
@@ -58,7 +57,7 @@ def arrange(config: RenderConfig, index: int) -> Arrangement:
     duration, voice_low = song_seconds(config, index), int(rng.integers(45, 62))
     if config.midi_dir is None or rng.random() >= config.midi_share:
         return compose(duration, voice_low, rng)
-    paths = files_of_split(find_midi(config.midi_dir), config.split_of(index))
+    paths = config.files_for(find_midi(config.midi_dir), index)
     return first_usable(paths, lambda path: read_arrangement(path, duration, voice_low, rng), rng)
 
 
@@ -97,7 +96,7 @@ def make_lead(
     if rng.random() < config.instrumental_share or not (can_sing or has_recorded):
         return None, Sung()
     if has_recorded and (not can_sing or rng.random() < config.recorded_share):
-        paths = files_of_split(find_audio(config.vocals_dir, vocals_only=True), config.split_of(index))
+        paths = config.files_for(find_audio(config.vocals_dir, vocals_only=True), index)
         path, (waveform, placed) = first_usable(
             paths, lambda path: (path, place_recorded(path, arrangement.sung, arrangement.duration, rng)), rng
         )
@@ -105,7 +104,7 @@ def make_lead(
 
     melody = arrangement.melody
     if config.speech_dir is not None:
-        paths = files_of_split(find_audio(config.speech_dir, vocals_only=False), config.split_of(index))
+        paths = config.files_for(find_audio(config.speech_dir, vocals_only=False), index)
         voice = first_usable(paths, lambda path: analyse(read_speech(path, paths, SPEECH_SECONDS, rng)), rng)
     else:
         voice = analyse(speak(24, rng))

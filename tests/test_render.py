@@ -524,7 +524,7 @@ def test_splits_come_by_position():
     used = [set(files_of_split(paths, split)) for split in ("train", "validation", "test")]
     assert not used[0] & used[1] and not used[0] & used[2] and all(used)
     config = render.RenderConfig(soundfonts=(SOUNDFONT,), split="test")
-    assert {config.split_of(index) for index in range(20)} == {"test"}
+    assert {config.split_of(index) for index in range(20)} == {"test"} and config.files_for(paths, 0) == paths
 
 
 def vowels(folder: Path, names: dict[str, float], rate: int = 44100) -> Path:
