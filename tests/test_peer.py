@@ -136,7 +136,12 @@ def test_the_shipped_tables_have_rows_that_can_be_built():
     changed = {row: {key for key, value in crops.items() if value != rows["main"][key]} for row, crops in rows.items()}
     parts = ("silence", "reverb", "bus", "lossy", "eq")
     singles = {f"no_{part}": {f"{part}_probability"} for part in parts}
-    assert changed == {"main": set(), "no_levels": {"stem_level_db"}, "no_speed": {"max_semitones"}, **singles}
+    songs = {row: {"source_weights"} for row in ("songs_before", "all_known", "no_teacher")}
+    before = {"stem_level_db", *(f"{part}_probability" for part in parts[:-1])}
+    assert changed == {
+        **{row: set() for row in ("start", "main", "seed_1")}, **songs, "changes_before": before,
+        "no_levels": {"stem_level_db"}, "no_speed": {"max_semitones"}, **singles,
+    }  # fmt: skip
     assert all(
         rows["main"][f"{part}_probability"] > 0 and not rows[f"no_{part}"][f"{part}_probability"] for part in parts
     )
