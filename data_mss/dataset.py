@@ -244,9 +244,10 @@ def _shares(songs: list[Song], source_weights: dict[str, float] | None) -> np.nd
     if source_weights is None:
         return durations / durations.sum()
     sources = np.array([song.source for song in songs])
-    unknown = set(source_weights) - set(sources)
+    there = {song.source for song in songs}
+    unknown = set(source_weights) - there
     if unknown or not any(source_weights.values()):
-        raise ValueError(f"`source_weights` names {sorted(unknown)}; the songs come from {sorted(set(sources))}.")
+        raise ValueError(f"`source_weights` names {sorted(unknown)}; the songs come from {sorted(there)}.")
     shares = np.zeros(len(songs))
     for source, weight in source_weights.items():
         of_source = sources == source
