@@ -1,6 +1,6 @@
 """How rendered voices compare with real ones: pitch against the melody, bandwidth, and level against the rest.
 
-    python -m benchmarks.voice_quality --soundfont FILE [--speech DIR] [--choir DIR] [--real DIR] [--songs 6]
+    python -m benchmarks.voice_quality --soundfont FILE [--speech DIR] [--real DIR] [--songs 6]
 
 Pitch is measured on single takes before production, everything else on finished stems. `--real` is searched for folders
 that hold vocals.* and the other stems. Ends in one JSON line.

@@ -577,7 +577,7 @@ def test_a_sung_vowel_lasts_without_clicks_at_any_pitch(tmp_path):
 
     folder = vowels(tmp_path, WOMAN)
     write_audio(folder / "woman_aa_C5.wav", 0.1 * np.random.default_rng(0).standard_normal((1, 48000)), 48000)
-    glide = 0.3 * signal.chirp(np.arange(48000) / 48000, 200, 1, 500)
+    glide = 0.3 * signal.chirp(np.arange(48000) / 48000, 200, 1, 300)
     write_audio(folder / "woman_aa_D4.wav", glide[None], 48000)
     (singer,) = load_singers(str(folder))  # without the noise and the glide
     assert [round(vowel.pitch) for vowel in singer.vowels] == list(WOMAN.values())
