@@ -150,7 +150,6 @@ def train(options: argparse.Namespace, started: float) -> None:
         accelerator,
         stage_config.validation_crops,
         options.cache_dir,
-        stage.partly_known,
     )
     log = RunLog(options.stage, options.output_dir, accelerator, SAMPLING_RATE)
     training = Training(

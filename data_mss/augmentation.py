@@ -180,11 +180,18 @@ class StemAugmentation:
             step = between([math.log(value) for value in STEP_RANGE], crops[:, 7]).exp()
             draw.lossy = torch.stack([low_pass, step], dim=-1) * on[:, None]
 
-    def apply(self, stems: torch.Tensor, draw: AugmentationDraw, remixed: torch.Tensor | None = None) -> torch.Tensor:
+    def apply(
+        self,
+        stems: torch.Tensor,
+        draw: AugmentationDraw,
+        remixed: torch.Tensor | None = None,
+        known: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Change `(B, S, T)`, on any device, as drawn.
 
         Args:
             remixed: `(B,)` bool, crops of stems from different songs, whose levels are drawn; none if not given.
+            known: `(B, S)` bool, see `StemDataset.labels`; all are if not given.
 
         Raises:
             ValueError: drawn for another batch size or number of stems.
@@ -200,7 +207,8 @@ class StemAugmentation:
             audible = ~is_silent(stems)
             if draw.level_db is not None and remixed is not None:
                 chosen = audible & remixed.to(stems.device)[:, None]
-                changed *= factors_to_levels(changed, draw.level_db.to(stems.device), chosen)[..., None]
+                level_db = draw.level_db if known is None else levels_of_sums(draw.level_db, known.cpu())
+                changed *= factors_to_levels(changed, level_db.to(stems.device), chosen)[..., None]
             if draw.silenced is not None:
                 changed *= stays(audible, draw.silenced.to(stems.device))[..., None]
         if draw.bus is not None:
@@ -245,6 +253,12 @@ def between(bounds: tuple[float, float] | list[float], share: torch.Tensor) -> t
 def rms(waveforms: torch.Tensor) -> torch.Tensor:
     """`(..., T)` -> `(...)`."""
     return torch.linalg.vector_norm(waveforms, dim=-1) / math.sqrt(waveforms.shape[-1])
+
+
+def levels_of_sums(level_db: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Levels `(B, S)` in decibels, those of stems that are known as a sum replaced by what they have together."""
+    together = 10 * (10 ** (level_db / 10) * ~known).sum(dim=1, keepdim=True).clamp(min=1e-9).log10()
+    return torch.where(known, level_db, together)
 
 
 def factors_to_levels(stems: torch.Tensor, level_db: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:

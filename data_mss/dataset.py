@@ -184,9 +184,9 @@ class StemDataset(Dataset):
 
     def _with_whole_sums(self, places: list[Place]) -> list[Place]:
         """A sum of stems takes the places of all of them: a backing track has drums and bass of its own."""
-        for row, place in enumerate(places):
-            if not self._known[place.song, row]:
-                places = [here if known else place for here, known in zip(places, self._known[place.song])]
+        for row in range(len(places)):
+            if not self._known[places[row].song, row]:
+                places = [here if known else places[row] for here, known in zip(places, self._known[places[row].song])]
         return places
 
     def read(self, places: list[Place]) -> torch.Tensor:

@@ -184,6 +184,11 @@ def make_song(config: RenderConfig, output_dir: Path, licence: str | dict[str, s
         (partial_folder / "recipe.json").write_text(text, encoding="utf-8")
         os.replace(partial_folder, folder)
     recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    if not isinstance(licence, str):
+        missing = [source for source in recipe.get("sources", ["what it was rendered from"]) if source not in licence]
+        if missing:
+            raise ValueError(f"There is no credit for {missing} in {folder}, rendered before: remove that folder.")
+        licence = "; ".join(licence[source] for source in recipe["sources"])
     return Song(
         id=name,
         split=config.split_of(index),
@@ -191,6 +196,6 @@ def make_song(config: RenderConfig, output_dir: Path, licence: str | dict[str, s
         duration=recipe["duration"],
         sampling_rate=recipe["sampling_rate"],
         source="render",
-        licence=licence if isinstance(licence, str) else "; ".join(licence[source] for source in recipe["sources"]),
+        licence=licence,
         mixture=str(folder / "mixture.flac"),
     )

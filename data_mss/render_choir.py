@@ -15,6 +15,7 @@ from scipy import fft, ndimage, signal
 
 from processing_mss import read_audio, resample
 
+from .render_credits import source_name
 from .render_instruments import SAMPLING_RATE
 from .render_recipe import Choir, RenderConfig, Sung
 from .render_score import Arrangement, Note
@@ -295,7 +296,7 @@ def add_choir(
         vocals = vocals + np.float32(active_rms(vocals) * 10 ** (gain_db / 20)) * waveform
     files = sorted({singer.nearest(note.pitch).file for singer, line in zip(singers, lines) for note in line})
     sung.choir = Choir(
-        folder=Path(config.choir_dir).name,
+        folder=source_name(config.choir_dir),
         files=files,
         sings="melody" if follows else "chords",
         singers=[singer.name for singer in singers],

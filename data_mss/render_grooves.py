@@ -142,8 +142,9 @@ def play_groove(
         if (pauses or number % 4 == 3) and rng.random() < (LAST_FILL_CHANCE if pauses else FILL_CHANCE):
             fill = choose(performances, "fill", arrangement.metre, tempo, split, rng)
             if fill is not None:
-                rolling = next(bar for bar in bars_of(fill.path, quarters) if len(bar))
-                hits = np.concatenate((hits[hits[:, 0] < rolling[0, 0] - EARLY], rolling))
+                rolling = next((bar for bar in bars_of(fill.path, quarters) if len(bar)), None)
+                if rolling is not None:
+                    hits = np.concatenate((hits[hits[:, 0] < rolling[0, 0] - EARLY], rolling))
         for quarter, key, velocity in hits:
             start = max(0.0, float(lines[number] + quarter * bar_seconds / quarters))
             if start < arrangement.duration:

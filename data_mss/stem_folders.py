@@ -72,10 +72,12 @@ def _from_folder(folder: Path, song_id: str, split: str, source: str, licence: s
             stems.setdefault(role, []).append(str(path))
     if not stems:
         raise ValueError(f"{folder} holds a mixture but no stems.")
+    # A sum beside all of its stems (no_vocals.wav beside drums.wav, bass.wav, other.wav) would be heard twice.
+    twice = {name for name in stems if "+" in name and set(name.split("+")) <= stems.keys()}
     return Song(
         id=song_id,
         split=split,
-        stems=stems,
+        stems={name: paths for name, paths in stems.items() if name not in twice},
         mixture=mixture,
         duration=max(info.duration for info in infos),
         sampling_rate=max(info.sampling_rate for info in infos),

@@ -8,7 +8,6 @@ import torch
 import yaml
 
 from .chunked_separation import separate_in_chunks, separate_with_channels
-from .manifest import canonical_stem
 
 STEMS = ("vocals", "drums", "bass", "other")
 
@@ -33,7 +32,8 @@ class BSRoformerTeacher:
     """A BS-RoFormer of the package BS-RoFormer.
 
     A network with several stems has those of the YAML's `training: instruments`. One with a single stem gives that
-    (`training: target_instrument`) and the song minus it, under the joined names of all other stems.
+    (`training: target_instrument`) and the song minus it, under the joined names of the other stems: of all, where the
+    target is only a part of one, as guitars are.
 
     Args:
         checkpoint: weights (.ckpt), read with `weights_only=True`.
@@ -63,7 +63,7 @@ class BSRoformerTeacher:
     def _stems(self, training: dict) -> list[str]:
         if self.model.num_stems == 1:
             target = training.get("target_instrument") or "vocals"
-            rest = [stem for stem in STEMS if stem != canonical_stem(target)]
+            rest = [stem for stem in STEMS if stem != target.lower()]
             return [target, "+".join(rest)]
         stems = list(training.get("instruments") or [])
         if len(stems) != self.model.num_stems:

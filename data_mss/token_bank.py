@@ -85,7 +85,7 @@ class TokenBank:
         samples = (stems * (32768 / FULL_SCALE)).round().clamp(-32768, 32767)
         self._waveforms[slots] = samples.to(torch.int16)
         self._codes[slots] = codes.to(torch.int16)
-        self._known[slots] = known
+        self._known[slots] = known.cpu()
 
     def batch(self, step: int, batch_size: int, generator: torch.Generator | None = None) -> dict:
         """Crops of the bank as it is at `step`.
@@ -95,7 +95,7 @@ class TokenBank:
 
         Returns:
             `mixture` `(B, T)` and `stems` `(B, S, T)` float32, `audio_codes` `(B, S, 2F, Q)` int64, `known` `(B, S)`
-            bool: a stem is unknown where any stem of the batch's crop is part of a sum with it.
+            bool: unknown are all stems of a sum that is heard in the crop.
         """
         self.fill(step)
         num_stems = self._waveforms.shape[1]
@@ -106,6 +106,7 @@ class TokenBank:
         stems = self._waveforms.flatten(0, 1).index_select(0, rows).float().mul_(FULL_SCALE / 32768)
         stems = stems.unflatten(0, (batch_size, num_stems))
         codes = self._codes.flatten(0, 1).index_select(0, rows).long().unflatten(0, (batch_size, num_stems))
-        of_entries = self._known[entries]  # (B, S, S): of the entry that gave each stem, which stems are known
-        in_sums = ~of_entries & ~of_entries.diagonal(dim1=1, dim2=2)[..., None]
-        return {"mixture": stems.sum(dim=1), "stems": stems, "audio_codes": codes, "known": ~in_sums.any(dim=1)}
+        unknown = ~self._known[entries]  # (B, S, S): of the entry that gave each stem, which stems are part of a sum
+        last = unknown & (unknown.flip(2).cumsum(dim=2).flip(2) == 1)  # the one that holds the sum; others are silent
+        in_sums = (unknown & last.diagonal(dim1=1, dim2=2)[..., None]).any(dim=1)
+        return {"mixture": stems.sum(dim=1), "stems": stems, "audio_codes": codes, "known": ~in_sums}

@@ -83,7 +83,8 @@ def test_switching_a_part_off_leaves_what_the_others_draw(name):
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=4)
 def test_stems_of_remixed_crops_have_the_levels_that_are_drawn(seed):
-    """After equaliser and reverberation; what is silent stays so, and songs keep their balance."""
+    """After equaliser and reverberation; what is silent stays so, songs keep their balance, and a sum is as loud as all
+    that is in it."""
     options = {"eq_probability": 0.5, "reverb_probability": 0.5}
     augmentation = StemAugmentation(stem_level_db=LEVELS, **options)
     stems = bursts(seed) + 1e-2 * torch.randn(3, 4, 24000, generator=generator(seed))
@@ -92,6 +93,12 @@ def test_stems_of_remixed_crops_have_the_levels_that_are_drawn(seed):
     changed = augmentation.apply(stems, draw, torch.tensor([True, True, False]))
     audible = torch.tensor([[True, True, False, True], [True] * 4])
     torch.testing.assert_close(decibels(changed[:2])[audible], draw.level_db[:2][audible], atol=1e-3, rtol=0)
+    known = torch.tensor([[True] * 4, [True, False, True, False], [True] * 4])
+    sums = augmentation.apply(stems, draw, torch.tensor([True, True, False]), known)
+    together = 10 * (10 ** (draw.level_db[1, [1, 3]] / 10)).sum().log10()
+    expected = torch.stack((draw.level_db[1, 0], together, draw.level_db[1, 2], together))
+    torch.testing.assert_close(decibels(sums[1:2])[0], expected, atol=1e-3, rtol=0)
+    assert torch.equal(sums[0], changed[0])
     draw.level_db = None
     same = augmentation.apply(stems, draw)
     assert torch.equal(changed[0, 2], same[0, 2]) and torch.equal(changed[2], same[2])

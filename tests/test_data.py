@@ -95,6 +95,8 @@ def test_stem_folders_with_all_that_folders_hold(tmp_path):
     guitar_song = root / "plain"
     write_song(guitar_song, seed=2, stems=["Lead Vocals", "guitar", "piano"])
     soundfile.write(guitar_song / "kick.wav", sound(5, 6.0, 44100, num_channels=1).T, 44100)
+    write_song(root / "summed twice", seed=6, stems=[*STEMS, "no_vocals"])
+    write_song(root / "summed once", seed=7, stems=["vocals", "rest"])
     (guitar_song / "notes.txt").write_text("not audio")
     broken = root / "broken"
     write_song(broken, seed=3)
@@ -108,7 +110,7 @@ def test_stem_folders_with_all_that_folders_hold(tmp_path):
     soundfile.write(nan / "other.wav", np.full((1000, 1), np.nan), 44100, subtype="FLOAT")
 
     report = prepare_stem_folders(root, tmp_path / "out", validation_songs=("plain",), licence="CC0-1.0")
-    assert report.written == 3 and sorted(report.failures) == ["broken", "nan", "truncated"]
+    assert report.written == 5 and sorted(report.failures) == ["broken", "nan", "truncated"]
     songs = {song.id: song for song in read_manifest(tmp_path / "out")}
     assert songs["train/Señor Müller/take 2"].split == "train"
     assert songs["train/Señor Müller/take 2"].sampling_rate == 22050
@@ -120,6 +122,8 @@ def test_stem_folders_with_all_that_folders_hold(tmp_path):
         "bass": [],
         "other": ["guitar.wav", "piano.wav"],
     }
+    assert list(songs["summed twice"].stems) == sorted(STEMS)
+    assert list(songs["summed once"].stems) == ["drums+bass+other", "vocals"]
     # Every rate, mono or stereo, gives crops; the missing bass is silence.
     crop = StemDataset(tmp_path / "out", split="validation", source_weights={"stems": 1.0})[0]
     assert crop["stems"].shape == (4, 192000) and crop["stems"].isfinite().all()

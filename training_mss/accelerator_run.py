@@ -26,10 +26,10 @@ from pathlib import Path
 
 from data_mss.manifest import read_manifest
 
-from .returned import send
+from .returned import is_whole, send
 from .run_plan import Plan, Progress, mean_scores, read_plan, training_outcome
 from .run_processes import GRACE_S, ROOT, Processes, StageError
-from .run_state import last_state
+from .run_state import checkpoint_folders, last_state
 
 PLAN = ROOT / "configs" / "accelerator_run" / "plan.yaml"
 TRAIN = [sys.executable, str(ROOT / "train_accelerate.py")]
@@ -38,6 +38,7 @@ STAGE_OF = {"masks_first": "masks", "paper_codec": "codec", "paper_speed": "sepa
 MIN_MINUTES = 0.4  # of a training: loading takes half of that
 RESERVE_S = 25.0  # at the end of a call, for sending
 HOURS = 20.0  # more than any process renders
+MANIFEST = "manifest.jsonl"
 FIRST_RENDER_SEED = 1000
 
 
@@ -83,7 +84,7 @@ class AcceleratorRun:
 
     def packed(self) -> list[str]:
         """Folders of songs that training can read by now."""
-        return [str(path.parent) for path in sorted((self.work_dir / "packed").glob("*/manifest.jsonl"))]
+        return [str(path.parent) for path in sorted((self.work_dir / "packed").glob(f"*/{MANIFEST}"))]
 
     def pack(self, name: str, manifest: str) -> None:
         """Pack what a corpus has by now. Songs that could not be packed are named in the log, and others are there."""
@@ -106,7 +107,7 @@ class AcceleratorRun:
                     command = [*MSS_LM, "prepare", "render", *given, "--output_dir", str(self.work_dir / names[-1])]
                     command += ["--hours", str(HOURS), "--seed", str(FIRST_RENDER_SEED + number), "--split", "train"]
                     renderers.append(self.processes.start("render", [*command, "--num_workers", "1"]))
-                self.wait(60 * self.plan.minutes["render"], self.all_songs)
+                self.watch(renderers, 60 * self.plan.minutes["render"])
                 started = time.monotonic()
                 for done in packing:
                     done.result()
@@ -120,13 +121,23 @@ class AcceleratorRun:
         finally:
             for process in renderers:
                 self.processes.end(process, grace_s=5.0)
-        if not self.packed():
-            raise StageError(f"failed: there are no songs; see {self.work_dir / 'render.log'}")
+        if not self.packed() or (names and not any((self.work_dir / name / MANIFEST).exists() for name in names)):
+            raise StageError(f"failed: no song was rendered; see {self.work_dir / 'render.log'}")
+
+    def watch(self, renderers: list[subprocess.Popen], seconds: float) -> None:
+        """Let them render for a while, but not wait for nothing once all of them have failed."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and self.seconds_left() > 0 and not self.processes.ending.is_set():
+            if renderers and all(process.poll() for process in renderers):
+                return
+            time.sleep(0.2)
 
     def songs(self) -> None:
-        self.stage("render", self.render)
-        self.first_songs.set()
-        self.all_songs.set()
+        try:
+            self.stage("render", self.render)
+        finally:  # others wait for these
+            self.first_songs.set()
+            self.all_songs.set()
 
     def source_weights(self) -> list[str]:
         """Of masks: those of the plan whose songs are there."""
@@ -142,7 +153,7 @@ class AcceleratorRun:
         spent = last_state(folder).train_seconds / 60
         minutes = min(self.plan.minutes[name] - spent, (self.seconds_left() - GRACE_S) / 60)
         if minutes < MIN_MINUTES:
-            if (folder / "final").is_dir():
+            if is_whole(folder / "final"):
                 return
             raise StageError("no time left")
         command = [*TRAIN, "--stage", STAGE_OF.get(name, name), "--config", config, "--output_dir", str(folder)]
@@ -169,33 +180,41 @@ class AcceleratorRun:
             for name in ("codec", "paper_codec"):
                 self.stage(name, partial(self.train, name, self.plan.config, hubert))
 
+    def codec(self) -> str:
+        """The run's own codec, or that of the plan."""
+        own = self.work_dir / "codec" / "final"
+        return str(own) if is_whole(own) else self.plan.codec
+
     def separator(self) -> None:
-        codec, best = self.work_dir / "codec" / "final", self.work_dir / "masks" / "best"
+        best, folder = self.work_dir / "masks" / "best", self.work_dir / "separator"
         if not best.is_dir():
             raise StageError("waits for masks")
-        given = ["--codec", str(codec) if codec.is_dir() else self.plan.codec, "--init_from", str(best)]
-        self.train("separator", self.plan.config, given)
+        # What an earlier call has begun goes on over the codec that it was begun with.
+        begun_with = folder / "codec.txt"
+        if not checkpoint_folders(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            begun_with.write_text(self.codec())
+        self.train("separator", self.plan.config, ["--codec", begun_with.read_text(), "--init_from", str(best)])
 
     def score(self) -> None:
         """Each table for what is left of the minutes; songs that were scored stay scored."""
-        codec, limit = self.work_dir / "codec" / "final", time.monotonic() + 60 * self.plan.minutes["score"]
-        models = [name for name in ("masks", "separator") if (self.work_dir / name / "final").is_dir()]
-        if "separator" in models:
-            models = ["separator"]  # the same masks
-        if not models:
+        limit = time.monotonic() + 60 * self.plan.minutes["score"]
+        whole = [name for name in ("separator", "masks") if is_whole(self.work_dir / name / "final")]
+        if not whole:
             raise StageError("waits for a model")
-        for number, given in enumerate(self.plan.score):
+        name = whole[0]  # a separator has the same masks
+        for number, given in enumerate(self.plan.score if name == "separator" else self.plan.score[:1]):
             command = [*MSS_LM, "evaluate", "--manifests", *self.plan.manifests, *shlex.split(self.plan.songs_to_score)]
-            command += ["--model", *(f"{name}={self.work_dir / name / 'final'}" for name in models)]
+            command += ["--model", f"{name}={self.work_dir / name / 'final'}"]
             command += ["--output_dir", str(self.work_dir / "scores" / str(number)), *shlex.split(given)]
             if "codec" in given:
-                command += ["--codec", str(codec) if codec.is_dir() else self.plan.codec]
+                command += ["--codec", self.codec()]
             self.processes.run("score", command, min(limit - time.monotonic(), self.seconds_left()))
 
     def paper_speed(self) -> None:
         """The paper's separator, ended by force: its checkpoint has 16 GB and is of no use."""
         folder, codec = self.work_dir / "paper_speed", self.work_dir / "paper_codec" / "final"
-        if not codec.is_dir():
+        if not is_whole(codec):
             raise StageError("waits for paper_codec")
         if self.seconds_left() < 60 * self.plan.minutes["paper_speed"]:
             raise StageError("no time left")  # most of it goes into loading

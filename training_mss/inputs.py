@@ -161,7 +161,8 @@ class TrainingCrops:
         generators = [torch.Generator().manual_seed(seed_of(self.seed, index)) for index in indices]
         draws = AugmentationDraw.join([self.augmentation.draw(1, generator) for generator in generators])
         levels = torch.cat([draw_levels(1, generator, self.config.rms_range) for generator in generators])
-        stems = set_level(self.augmentation.apply(original, draws, crops["remixed"]), levels)
+        changed = self.augmentation.apply(original, draws, crops["remixed"], crops["known"])
+        stems = set_level(changed, levels)
         return {"stems": stems, "mixture": self.augmentation.transmit(stems.sum(dim=1), draws), **labels}
 
 
@@ -192,11 +193,11 @@ def validation_crops(
     accelerator: Accelerator,
     num_crops: int,
     cache_dir: str | None = None,
-    partly_known: bool = False,
 ) -> Validation:
     """The same crops of the validation split every time, as they are, at one level, about as many of each source.
 
-    There are more than `num_crops` where some source or process would have none.
+    There are more than `num_crops` where some source or process would have none. Songs that are known in part are left
+    out: they cannot be scored.
 
     Raises:
         ValueError: no song of the validation split.
@@ -211,7 +212,6 @@ def validation_crops(
             sampling_rate=sampling_rate,
             epoch_size=ENDLESS,
             source_weights=source_weights,
-            partly_known=partly_known,
             cache_dir=cache_dir,
         )
 

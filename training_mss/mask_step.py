@@ -70,7 +70,7 @@ class MaskStage(SeparatorStage):
         ratios = usdr(self.separate(output.masks, mixture), references)
         energy = references.square().mean(dim=-1)
         audible = energy > AUDIBLE_SHARE * mixture.square().mean(dim=-1, keepdim=True)
-        ratios = torch.where(audible & batch["known"], ratios, torch.nan)
+        ratios = torch.where(audible, ratios, torch.nan)
         scores = {"loss": output.mask_loss * torch.ones(len(mixture), device=mixture.device)}
         scores["usdr"] = ratios.nanmean(dim=1)
         return scores | {f"usdr/{stem}": ratio for stem, ratio in zip(self.model.config.stems, ratios.unbind(dim=1))}

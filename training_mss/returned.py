@@ -9,7 +9,6 @@ does, and logs. Weights are float16. What separator and codec have in common tra
 import argparse
 import gzip
 import json
-import os
 import shutil
 import sys
 import tarfile
@@ -54,7 +53,7 @@ def send(work_dir: Path, output_dir: Path, part_mib: float, max_mib: float) -> l
     Returns:
         Names of what was left out, for want of room.
     """
-    staging, new = work_dir / "returned", output_dir / "new"
+    staging, new = work_dir / "returned", work_dir / "returned_parts"
     for folder in (staging, new):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -62,6 +61,8 @@ def send(work_dir: Path, output_dir: Path, part_mib: float, max_mib: float) -> l
     room = max_mib * MEBIBYTE - 64 * 1024  # headers and padding of the archive
     with tarfile.open(fileobj=Parts(new / ARCHIVE, int(part_mib * MEBIBYTE)), mode="w|") as archive:
         for name in gather(work_dir, staging):
+            if name == "separator" and (staging / "codec").is_dir() and "codec" not in left_out:
+                _leave_codec_out(staging / "separator", staging / "codec")
             files = [path for path in (staging / name).rglob("*") if path.is_file()]
             size = sum(path.stat().st_size + 1024 for path in files)
             if size > room:
@@ -69,33 +70,36 @@ def send(work_dir: Path, output_dir: Path, part_mib: float, max_mib: float) -> l
                 continue
             room -= size
             archive.add(staging / name, name)
+    # Never old parts beside new ones: so many files may not come back.
     for path in output_dir.glob(f"{ARCHIVE}.*"):
         path.unlink()
     for path in new.iterdir():
-        os.replace(path, output_dir / path.name)
+        shutil.move(path, output_dir / path.name)
     new.rmdir()
     return left_out
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether an export got to its end: the card is the last file that it writes."""
+    return (folder / "README.md").is_file()
 
 
 def gather(work_dir: Path, staging: Path) -> list[str]:
     """Small copies of what is there, in folders of `staging`; their names, the most wanted first."""
     names = ["logs"]
     _gather_logs(work_dir, staging / "logs")
-    # The card is the last file that an export writes.
-    has_codec, has_separator = ((work_dir / name / "final" / "README.md").is_file() for name in ("codec", "separator"))
+    has_codec, has_separator = (is_whole(work_dir / name / "final") for name in ("codec", "separator"))
+    if has_codec:
+        halve(work_dir / "codec" / "final", staging / "codec")
+        names.append("codec")
     if has_separator:
         halve(work_dir / "separator" / "final", staging / "separator")
-        if has_codec:
-            _leave_codec_out(staging / "separator", work_dir / "codec" / "final")
         names.append("separator")
     else:
         for path in (work_dir / "masks" / "best").glob("*.safetensors"):
             (staging / "masks" / "best").mkdir(parents=True, exist_ok=True)
             save_file(halved(load_file(path)), staging / "masks" / "best" / path.name)
             names.append("masks")
-    if has_codec:
-        halve(work_dir / "codec" / "final", staging / "codec")
-        names.append("codec")
     return names
 
 
@@ -109,8 +113,7 @@ def _gather_logs(work_dir: Path, target: Path) -> None:
 
 def _leave_codec_out(separator: Path, codec: Path) -> None:
     """Drop the decoding half of the run's own codec from a separator's weights, and write down which those were."""
-    state = load_file(separator / WEIGHTS)
-    theirs = halved(load_file(codec / WEIGHTS))
+    state, theirs = load_file(separator / WEIGHTS), load_file(codec / WEIGHTS)
     shared = [
         name
         for name, value in state.items()

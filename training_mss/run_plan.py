@@ -24,7 +24,8 @@ class Plan:
         renders: arguments of `mss-lm prepare render`, which the processes take in turn.
         minutes: the most that each stage may take, over all calls; 0: it is left out.
         train: more arguments of train_accelerate.py, by stage.
-        score: arguments of `mss-lm evaluate`, one run after the other; songs_to_score: those that all of them have.
+        score: arguments of `mss-lm evaluate`, one run after the other, the first for masks alone too.
+        songs_to_score: arguments that all of these have.
     """
 
     config: str

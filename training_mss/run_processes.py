@@ -1,5 +1,6 @@
 """Commands of an accelerator run: each with a log and a limit, all of them ended when the run ends."""
 
+import contextlib
 import os
 import shlex
 import signal
@@ -53,7 +54,7 @@ class Processes:
         except subprocess.TimeoutExpired:
             self.end(process)
             raise StageError(f"stopped after {limit_s:.0f} s") from None
-        self._running.discard(process)
+        self._forget(process)
         if self.ending.is_set():
             raise StageError("interrupted")
         if status:
@@ -64,12 +65,16 @@ class Processes:
         """Ask it to end, then make it and what it started end."""
         for number, patience in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 10.0)):
             if process.poll() is None:
-                os.killpg(process.pid, number)
+                signal_group(process, number)
                 try:
                     process.wait(patience)
                 except subprocess.TimeoutExpired:
                     continue
-        self._running.discard(process)
+        self._forget(process)
+
+    def _forget(self, process: subprocess.Popen) -> None:
+        with self._lock:
+            self._running.discard(process)
 
     def end_all(self) -> None:
         """End what runs, all at a time and asked once: a second signal would cost a training its checkpoint."""
@@ -77,10 +82,16 @@ class Processes:
             self.ending.set()
             running = [process for process in self._running if process.poll() is None]
         for process in running:
-            os.killpg(process.pid, signal.SIGTERM)
+            signal_group(process, signal.SIGTERM)
         until = time.monotonic() + GRACE_S
         for process in running:
             try:
                 process.wait(max(until - time.monotonic(), 0.1))
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+                signal_group(process, signal.SIGKILL)
+
+
+def signal_group(process: subprocess.Popen, number: int) -> None:
+    """A signal to a process and what it started, unless another thread has seen its end."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
