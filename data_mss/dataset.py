@@ -247,7 +247,10 @@ def _shares(songs: list[Song], source_weights: dict[str, float] | None) -> np.nd
     there = {song.source for song in songs}
     unknown = set(source_weights) - there
     if unknown or not any(source_weights.values()):
-        raise ValueError(f"`source_weights` names {sorted(unknown)}; the songs come from {sorted(there)}.")
+        raise ValueError(
+            f"`source_weights` names {sorted(unknown)}; the songs come from {sorted(there)}. (Songs of which some stems "
+            "are known as a sum only are left out unless `partly_known`.)"
+        )
     shares = np.zeros(len(songs))
     for source, weight in source_weights.items():
         of_source = sources == source

@@ -36,9 +36,10 @@ def test_four_corpora_become_one_dataset(tmp_path, song_path):
     ]
     sources = {song.source for folder in folders for song in read_manifest(folder)}
     assert len(sources) == 4
-    dataset = StemDataset(
-        folders, source_weights=dict.fromkeys(sources, 1.0), remix_probability=0.3, epoch_size=24, cache_dir=tmp_path
-    )
+    options = {"source_weights": dict.fromkeys(sources, 1.0), "remix_probability": 0.3, "epoch_size": 24}
+    with pytest.raises(ValueError, match="known as a sum"):
+        StemDataset(folders, **options)
+    dataset = StemDataset(folders, partly_known=True, cache_dir=tmp_path, **options)
     drawn = set()
     for crop in (dataset[i] for i in range(24)):
         assert crop["stems"].shape == (4, 192000) and crop["stems"].isfinite().all()

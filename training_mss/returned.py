@@ -57,6 +57,7 @@ def send(work_dir: Path, output_dir: Path, part_mib: float, max_mib: float) -> l
     for folder in (staging, new):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+    output_dir.mkdir(parents=True, exist_ok=True)
     left_out = []
     room = max_mib * MEBIBYTE - 64 * 1024  # headers and padding of the archive
     with tarfile.open(fileobj=Parts(new / ARCHIVE, int(part_mib * MEBIBYTE)), mode="w|") as archive:
