@@ -248,7 +248,7 @@ def _shares(songs: list[Song], source_weights: dict[str, float] | None) -> np.nd
     unknown = set(source_weights) - there
     if unknown or not any(source_weights.values()):
         raise ValueError(
-            f"`source_weights` names {sorted(unknown)}; the songs come from {sorted(there)}. (Songs of which some stems "
+            f"`source_weights` names {sorted(unknown)}; the songs come from {sorted(there)}. (Songs of which stems "
             "are known as a sum only are left out unless `partly_known`.)"
         )
     shares = np.zeros(len(songs))
