@@ -215,9 +215,13 @@ while not seen:
 time.sleep(0.5)
 print(len(seen), flush=True)
 """
-    run = (
-        f"import sys; from training_mss.recipe import run_stage; sys.exit(run_stage([sys.executable, '-c', {stage!r}]))"
-    )
+    # Where the tests themselves run in the background of a shell, SIGINT is ignored, and what they start inherits that.
+    run = f"""
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from training_mss.recipe import run_stage
+sys.exit(run_stage([sys.executable, "-c", {stage!r}]))
+"""
     process = subprocess.Popen([sys.executable, "-c", run], stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout.readline() == "ready\n"
     os.killpg(process.pid, signal.SIGINT)
