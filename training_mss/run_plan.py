@@ -98,10 +98,13 @@ def training_outcome(folder: Path) -> dict:
 
 
 def mean_scores(scores: Path) -> dict:
-    """Means over songs and stems of each system that `mss-lm evaluate` scored in the folders of `scores`."""
-    means = {}
-    for path in sorted(scores.glob("*/summary.json")):
-        for system, entry in json.loads(path.read_text())["systems"].items():
-            cells = {score: cells["mean"]["mean"] for score, cells in entry["scores"].items() if "mean" in cells}
-            means[system] = {score: value and round(value, 3) for score, value in cells.items()}
-    return means
+    """Means over songs, by system, score and stem, of what `mss-lm evaluate` scored in the folders of `scores`; those of
+    stems that no song has are left out."""
+    return {
+        system: {
+            score: {stem: round(cell["mean"], 3) for stem, cell in cells.items() if cell["mean"] is not None}
+            for score, cells in entry["scores"].items()
+        }
+        for path in sorted(scores.glob("*/summary.json"))
+        for system, entry in json.loads(path.read_text())["systems"].items()
+    }
