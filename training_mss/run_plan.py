@@ -98,8 +98,10 @@ def training_outcome(folder: Path) -> dict:
 
 
 def mean_scores(scores: Path) -> dict:
-    """Means over songs, by system, score and stem, of what `mss-lm evaluate` scored in the folders of `scores`; those of
-    stems that no song has are left out."""
+    """Means over songs, by system, score and stem, of what `mss-lm evaluate` scored in the folders of `scores`.
+
+    Stems that no song has are left out.
+    """
     return {
         system: {
             score: {stem: round(cell["mean"], 3) for stem, cell in cells.items() if cell["mean"] is not None}
