@@ -59,16 +59,14 @@ class AugmentationDraw:
 
 
 @dataclass
-class StemAugmentation:
-    """Random changes of stems, and of what they add up to.
+class AugmentationConfig:
+    """How much crops are changed.
 
-    Drawing is apart from applying: what is drawn, always on the CPU, depends neither on the device nor on how processes
-    divide a batch. It is off with `gain_range=(1.0, 1.0), polarity_probability=0.0, eq_probability=0.0`; all below
-    `eq_probability` is off if not asked for. Of these, all numbers are drawn as soon as one is on, so that switching
-    another one off leaves the rest as it was.
+    It is off with `gain_range=(1.0, 1.0), polarity_probability=0.0, eq_probability=0.0`; all below `eq_probability` is
+    off if not asked for. Of these, all numbers are drawn as soon as one is on, so that switching another one off leaves
+    the rest as it was.
 
     Args:
-        stems: names of the axis S.
         gain_range: factors, uniform (the paper's 0.5 to 1.5).
         polarity_probability: share of stems that are inverted (the paper's 10 %).
         eq_gain_db: largest boost or cut of a band in decibels, per stem, uniform. The paper says "track-dependent" and
@@ -84,13 +82,11 @@ class StemAugmentation:
         bus_probability: share of crops whose sum is compressed and softly clipped, see `mix_bus.py`.
         lossy_probability: share of crops whose mixture has been through a lossy codec, see `lossy_mixture.py`; their
             stems have not.
-        sampling_rate: in hertz (Hz).
 
     Raises:
-        ValueError: impossible values, or a stem without a level where there are levels.
+        ValueError: impossible values.
     """
 
-    stems: tuple[str, ...] | list[str] = ("vocals", "drums", "bass", "other")
     gain_range: tuple[float, float] = (0.5, 1.5)
     polarity_probability: float = 0.1
     eq_gain_db: dict[str, float] = field(
@@ -104,7 +100,6 @@ class StemAugmentation:
     reverb_wet_db: tuple[float, float] = (-24.0, -8.0)
     bus_probability: float = 0.0
     lossy_probability: float = 0.0
-    sampling_rate: int = 48000
 
     def __post_init__(self):
         for name in ("silence", "reverb", "bus", "lossy"):
@@ -115,6 +110,28 @@ class StemAugmentation:
             raise ValueError(f"`reverb_decay_s` must be 0 < low <= high, in seconds, got {self.reverb_decay_s}.")
         if self.reverb_wet_db[0] > self.reverb_wet_db[1]:
             raise ValueError(f"`reverb_wet_db` must be low <= high, in decibels, got {self.reverb_wet_db}.")
+
+
+@dataclass
+class StemAugmentation(AugmentationConfig):
+    """Random changes of stems, and of what they add up to.
+
+    Drawing is apart from applying: what is drawn, always on the CPU, depends neither on the device nor on how processes
+    divide a batch.
+
+    Args:
+        stems: names of the axis S.
+        sampling_rate: in hertz (Hz).
+
+    Raises:
+        ValueError: impossible values, or a stem without a level where there are levels.
+    """
+
+    stems: tuple[str, ...] | list[str] = ("vocals", "drums", "bass", "other")
+    sampling_rate: int = 48000
+
+    def __post_init__(self):
+        super().__post_init__()
         levels = self.stem_level_db
         if levels is not None and (set(self.stems) - set(levels) or any(std < 0 for _, std in levels.values())):
             raise ValueError(

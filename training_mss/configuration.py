@@ -17,12 +17,14 @@ from pathlib import Path
 
 import yaml
 
-from data_mss.augmentation import StemAugmentation
+from data_mss.augmentation import AugmentationConfig
 
 
 @dataclass
-class CropConfig:
-    """Which crops a stage sees, and what is done to them.
+class CropConfig(AugmentationConfig):
+    """Which crops a stage sees, and what is done to them: see `AugmentationConfig` too.
+
+    A bank has the changes of single stems only: it mixes codes, whose levels are fixed.
 
     Args:
         crop_s: length in seconds.
@@ -32,9 +34,6 @@ class CropConfig:
             kept, remixed freely and replaced slowly).
         remix_probability: share of crops whose stems come from different songs.
         audible_probability, max_semitones, source_weights, min_confidence: see `StemDataset`.
-        gain_range, polarity_probability, eq_gain_db, eq_probability, stem_level_db, silence_probability,
-            reverb_probability, reverb_decay_s, reverb_wet_db, bus_probability, lossy_probability: see
-            `StemAugmentation`. A bank has the changes of single stems only: it mixes codes, whose levels are fixed.
         rms_range: level of the mixture, log-uniform; stems are scaled along.
         bank_size: entries of the bank. bank_refresh: entries replaced in a step.
     """
@@ -47,22 +46,12 @@ class CropConfig:
     max_semitones: float = 0.0
     source_weights: dict[str, float] | None = None
     min_confidence: float | None = None
-    gain_range: tuple[float, float] = (0.5, 1.5)
-    polarity_probability: float = 0.1
-    eq_gain_db: dict[str, float] = field(default_factory=lambda: StemAugmentation().eq_gain_db)
-    eq_probability: float = 0.5
-    stem_level_db: dict[str, tuple[float, float]] | None = None
-    silence_probability: float = 0.0
-    reverb_probability: float = 0.0
-    reverb_decay_s: tuple[float, float] = (0.2, 2.5)
-    reverb_wet_db: tuple[float, float] = (-24.0, -8.0)
-    bus_probability: float = 0.0
-    lossy_probability: float = 0.0
     rms_range: tuple[float, float] = (0.03, 0.3)
     bank_size: int = 4096
     bank_refresh: int = 8
 
     def __post_init__(self):
+        super().__post_init__()
         _require(self.input in ("files", "device", "bank"), "input", "'files', 'device' or 'bank'", self.input)
         _require(self.crop_s > 0, "crop_s", "positive", self.crop_s)
         _require(self.batch_size > 0, "batch_size", "at least 1", self.batch_size)

@@ -8,7 +8,7 @@ with N times the batch would.
 import itertools
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 
-from data_mss.augmentation import AugmentationDraw, StemAugmentation, draw_levels, set_level
+from data_mss.augmentation import AugmentationConfig, AugmentationDraw, StemAugmentation, draw_levels, set_level
 from data_mss.dataset import StemDataset
 from data_mss.device_corpus import DeviceCorpus
 from data_mss.token_bank import TokenBank
@@ -78,21 +78,8 @@ class TrainingCrops:
             seed=seed,
             cache_dir=cache_dir,
         )
-        self.augmentation = StemAugmentation(
-            stems=stems,
-            gain_range=config.gain_range,
-            polarity_probability=config.polarity_probability,
-            eq_gain_db=config.eq_gain_db,
-            eq_probability=config.eq_probability,
-            stem_level_db=config.stem_level_db,
-            silence_probability=config.silence_probability,
-            reverb_probability=config.reverb_probability,
-            reverb_decay_s=config.reverb_decay_s,
-            reverb_wet_db=config.reverb_wet_db,
-            bus_probability=config.bus_probability,
-            lossy_probability=config.lossy_probability,
-            sampling_rate=sampling_rate,
-        )
+        changes = {item.name: getattr(config, item.name) for item in fields(AugmentationConfig)}
+        self.augmentation = StemAugmentation(**changes, stems=stems, sampling_rate=sampling_rate)
         self.corpus = None if config.input == "files" else DeviceCorpus(self.dataset, self.device)
         self.bank = None
         if config.input == "bank":
