@@ -25,6 +25,9 @@ import sys
 import time
 from pathlib import Path
 
+STARTED = time.monotonic()  # the imports below take seconds of --max_train_minutes
+
+# ruff: noqa: E402
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
@@ -182,8 +185,8 @@ def train(options: argparse.Namespace, started: float) -> None:
     accelerator.print(f"{options.stage}: {state.step} steps in {state.train_seconds / 60:.1f} min -> {final}")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    started = time.monotonic()
+def main(arguments: list[str] | None = None, started: float | None = None) -> int:
+    started = time.monotonic() if started is None else started
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # it names every file of every checkpoint
     options = parse_arguments(arguments)
@@ -196,4 +199,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(started=STARTED))

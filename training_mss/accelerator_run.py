@@ -36,6 +36,7 @@ TRAIN = [sys.executable, str(ROOT / "train_accelerate.py")]
 MSS_LM = [sys.executable, "-m", "commands_mss.main"]
 STAGE_OF = {"masks_first": "masks", "paper_codec": "codec", "paper_speed": "separator"}  # others are called as theirs
 MIN_MINUTES = 0.4  # of a training: loading takes half of that
+SCORE_THREADS = 8  # nothing else runs then
 RESERVE_S = 25.0  # at the end of a call, for sending
 HOURS = 20.0  # more than any process renders
 MANIFEST = "manifest.jsonl"
@@ -115,8 +116,7 @@ class AcceleratorRun:
                 seconds = time.monotonic() - started
                 self.first_songs.set()
                 self.wait(60 * self.plan.minutes["masks_first"] - seconds, self.first_masks)
-                for process in renderers:
-                    self.processes.end(process, grace_s=5.0)
+                list(pool.map(partial(self.processes.end, grace_s=5.0), renderers))
                 list(pool.map(lambda name: self.pack(name, str(self.work_dir / name)), names))
         finally:
             for process in renderers:
@@ -176,7 +176,8 @@ class AcceleratorRun:
         """HuBERT, the codec that hears through it, and one of the paper's sequences, to measure."""
         self.first_songs.wait()
         hubert = ["--hubert", str(self.work_dir / "hubert" / "final")]
-        if self.stage("hubert", partial(self.train, "hubert", self.plan.config, [])):
+        self.stage("hubert", partial(self.train, "hubert", self.plan.config, []))
+        if is_whole(self.work_dir / "hubert" / "final"):
             for name in ("codec", "paper_codec"):
                 self.stage(name, partial(self.train, name, self.plan.config, hubert))
 
@@ -209,7 +210,8 @@ class AcceleratorRun:
             command += ["--output_dir", str(self.work_dir / "scores" / str(number)), *shlex.split(given)]
             if "codec" in given:
                 command += ["--codec", self.codec()]
-            self.processes.run("score", command, min(limit - time.monotonic(), self.seconds_left()))
+            limit_s = min(limit - time.monotonic(), self.seconds_left())
+            self.processes.run("score", command, limit_s, num_threads=SCORE_THREADS)
 
     def paper_speed(self) -> None:
         """The paper's separator, ended by force: its checkpoint has 16 GB and is of no use."""

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-GRACE_S = 20.0  # for a training that is told to end, to leave a checkpoint
+GRACE_S = 30.0  # for a training whose time is up, to validate and to write its checkpoint and model
 
 
 class StageError(RuntimeError):
@@ -30,10 +30,10 @@ class Processes:
         self._lock = threading.RLock()
         self.ending = threading.Event()
 
-    def start(self, name: str, command: list[str]) -> subprocess.Popen:
+    def start(self, name: str, command: list[str], num_threads: int = 1) -> subprocess.Popen:
         """Start a command; raises StageError once all were ended."""
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads), "PYTHONPATH": os.pathsep.join(paths)}
         with self._lock, open(self.log_dir / f"{name}.log", "a", encoding="utf-8") as log:
             if self.ending.is_set():
                 raise StageError("interrupted")
@@ -42,24 +42,25 @@ class Processes:
             self._running.add(process)
         return process
 
-    def run(self, name: str, command: list[str], limit_s: float) -> None:
+    def run(self, name: str, command: list[str], limit_s: float, num_threads: int = 1) -> None:
         """Run a command to its end.
 
         Raises:
             StageError: it failed, or took longer than `limit_s`.
         """
-        process = self.start(name, command)
+        process = self.start(name, command, num_threads)
         try:
-            status = process.wait(max(limit_s, 1.0))
+            process.wait(max(limit_s, 1.0))
         except subprocess.TimeoutExpired:
             self.end(process)
-            raise StageError(f"stopped after {limit_s:.0f} s") from None
+            if process.returncode:  # 0: a training that closed in time
+                raise StageError(f"stopped after {limit_s:.0f} s") from None
         self._forget(process)
         if self.ending.is_set():
             raise StageError("interrupted")
-        if status:
+        if process.returncode:
             lines = (self.log_dir / f"{name}.log").read_text(encoding="utf-8", errors="replace").splitlines()
-            raise StageError(f"failed with {status}: {lines[-1] if lines else 'without a word'}")
+            raise StageError(f"failed with {process.returncode}: {lines[-1] if lines else 'without a word'}")
 
     def end(self, process: subprocess.Popen, grace_s: float = GRACE_S) -> None:
         """Ask it to end, then make it and what it started end."""
