@@ -32,7 +32,7 @@ class FakeProcesses(Processes):
     def start(self, name, command):
         return super().start(name, ["sleep", "60"])
 
-    def run(self, name, command, limit_s):
+    def run(self, name, command, limit_s, num_threads=1):
         self.commands.append((name, command, limit_s))
         if name in self.failing:
             raise StageError("failed with 1: for the test")
@@ -95,12 +95,19 @@ def test_a_stage_that_fails_costs_only_what_needs_it_and_is_tried_again(call):
     assert code == 0 and set(commands) == {"codec"}
 
 
+def test_songs_of_the_plan_that_cannot_be_packed_end_the_call_at_once(call):
+    code, summary, commands = call(failing=("pack",))
+    assert code == 1 and set(commands) == {"pack"}
+    assert "pack" in summary["stages"]["render"]["state"] and summary["stages"]["masks"]["state"] == "waits for songs"
+    assert call()[0] == 0
+
+
 def test_no_training_starts_that_could_not_end_in_time_and_the_next_call_makes_it(call):
     code, summary, commands = call(minutes=1.0)
     assert code == 0 and set(commands) == {"pack"}
     assert summary["stages"]["masks"]["state"] == "no time left"
     code, summary, commands = call(minutes=2.0)
-    assert float(argument(commands["masks"], "--max_train_minutes")) < 2.0 - (25 + 20) / 60 + 1e-6
+    assert float(argument(commands["masks"], "--max_train_minutes")) < 2.0 - (25 + 30) / 60 + 1e-6
     assert summary["stages"]["masks"]["state"] == "done"
 
 

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -88,12 +88,20 @@ class AcceleratorRun:
         return [str(path.parent) for path in sorted((self.work_dir / "packed").glob(f"*/{MANIFEST}"))]
 
     def pack(self, name: str, manifest: str) -> None:
-        """Pack what a corpus has by now. Songs that could not be packed are named in the log, and others are there."""
-        command = [*MSS_LM, "prepare", "pack", manifest, "--output_dir", str(self.work_dir / "packed" / name)]
+        """Pack what a corpus has by now; raises StageError if nothing of it could be packed."""
+        packed = self.work_dir / "packed" / name
+        command = [*MSS_LM, "prepare", "pack", manifest, "--output_dir", str(packed)]
         try:
             self.processes.run("pack", command, self.seconds_left())
-        except StageError as error:
-            print(f"pack {manifest}: {error}", file=sys.stderr, flush=True)
+        except StageError as error:  # songs that are bad are named in the log
+            if not (packed / MANIFEST).is_file():
+                raise StageError(f"failed to pack {manifest}: {error}") from error
+
+    def pack_rendered(self, names: list[str], pool: ThreadPoolExecutor) -> None:
+        """Pack what was rendered by now; one process that fails costs its own songs."""
+        packing = [pool.submit(self.pack, name, str(self.work_dir / name)) for name in names]
+        for error in filter(None, [done.exception() for done in packing]):
+            print(error, file=sys.stderr, flush=True)
 
     def render(self) -> None:
         """Render on all cores that are given; `first_songs` is set when training may start, `all_songs` at the end."""
@@ -108,27 +116,29 @@ class AcceleratorRun:
                     command = [*MSS_LM, "prepare", "render", *given, "--output_dir", str(self.work_dir / names[-1])]
                     command += ["--hours", str(HOURS), "--seed", str(FIRST_RENDER_SEED + number), "--split", "train"]
                     renderers.append(self.processes.start("render", [*command, "--num_workers", "1"]))
-                self.watch(renderers, 60 * self.plan.minutes["render"])
+                self.watch(renderers, packing, 60 * self.plan.minutes["render"])
                 started = time.monotonic()
                 for done in packing:
                     done.result()
-                list(pool.map(lambda name: self.pack(name, str(self.work_dir / name)), names))
+                self.pack_rendered(names, pool)
                 seconds = time.monotonic() - started
                 self.first_songs.set()
                 self.wait(60 * self.plan.minutes["masks_first"] - seconds, self.first_masks)
                 list(pool.map(partial(self.processes.end, grace_s=5.0), renderers))
-                list(pool.map(lambda name: self.pack(name, str(self.work_dir / name)), names))
+                self.pack_rendered(names, pool)
         finally:
             for process in renderers:
                 self.processes.end(process, grace_s=5.0)
-        if not self.packed() or (names and not any((self.work_dir / name / MANIFEST).exists() for name in names)):
+        if names and not any((self.work_dir / name / MANIFEST).exists() for name in names):
             raise StageError(f"failed: no song was rendered; see {self.work_dir / 'render.log'}")
 
-    def watch(self, renderers: list[subprocess.Popen], seconds: float) -> None:
-        """Let them render for a while, but not wait for nothing once all of them have failed."""
+    def watch(self, renderers: list[subprocess.Popen], packing: list[Future], seconds: float) -> None:
+        """Let them render for a while, but not for nothing: not once all of them, or songs of the plan, have failed."""
         until = time.monotonic() + seconds
         while time.monotonic() < until and self.seconds_left() > 0 and not self.processes.ending.is_set():
             if renderers and all(process.poll() for process in renderers):
+                return
+            if any(done.done() and done.exception() for done in packing):
                 return
             time.sleep(0.2)
 
@@ -149,7 +159,10 @@ class AcceleratorRun:
 
     def train(self, name: str, config: str, given: list[str]) -> None:
         """A training for the minutes that the plan, earlier calls and the end of this one leave it."""
-        folder = self.work_dir / (name if name != "masks_first" else "masks")
+        if not self.packed():
+            raise StageError("waits for songs")
+        training = "masks" if name == "masks_first" else name  # one training, in two stages
+        folder = self.work_dir / training
         spent = last_state(folder).train_seconds / 60
         minutes = min(self.plan.minutes[name] - spent, (self.seconds_left() - GRACE_S) / 60)
         if minutes < MIN_MINUTES:
@@ -158,7 +171,7 @@ class AcceleratorRun:
             raise StageError("no time left")
         command = [*TRAIN, "--stage", STAGE_OF.get(name, name), "--config", config, "--output_dir", str(folder)]
         command += ["--manifests", *self.packed(), "--num_workers", "0", "--resume", *given]
-        command += ["--max_train_minutes", f"{minutes:.3f}", *self.plan.arguments(name)]
+        command += ["--max_train_minutes", f"{minutes:.3f}", *self.plan.arguments(training)]
         self.processes.run(name, command, min(60 * minutes + GRACE_S, self.seconds_left()))
 
     def masks(self) -> None:
