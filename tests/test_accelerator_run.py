@@ -86,6 +86,18 @@ def test_all_stages_are_run_for_their_minutes_and_a_second_call_has_nothing_left
     assert call()[2] == {}
 
 
+def test_a_run_can_go_on_from_a_separator_over_its_codec(call, tmp_path):
+    path = tmp_path / "plan.yaml"
+    plan = yaml.safe_load(path.read_text()) | {"init_from": "separator"}
+    plan["minutes"]["codec"] = 0
+    path.write_text(yaml.safe_dump(plan))
+    code, _, commands = call()
+    assert code == 0 and "codec" not in commands
+    assert argument(commands["masks"], "--init_from") == "separator"
+    assert argument(commands["separator"], "--init_from").endswith("masks/final")
+    assert argument(commands["separator"], "--codec") == SHIPPED
+
+
 def test_a_stage_that_fails_costs_only_what_needs_it_and_is_tried_again(call):
     code, summary, commands = call(failing=("codec",))
     assert code == 1

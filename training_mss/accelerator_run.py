@@ -40,7 +40,6 @@ SCORE_THREADS = 8  # nothing else runs then
 RESERVE_S = 25.0  # at the end of a call, for sending
 HOURS = 20.0  # more than any process renders
 MANIFEST = "manifest.jsonl"
-FIRST_RENDER_SEED = 1000
 
 
 class AcceleratorRun:
@@ -114,7 +113,8 @@ class AcceleratorRun:
                     given = shlex.split(self.plan.renders[number % len(self.plan.renders)])
                     names.append(f"rendered{number}")
                     command = [*MSS_LM, "prepare", "render", *given, "--output_dir", str(self.work_dir / names[-1])]
-                    command += ["--hours", str(HOURS), "--seed", str(FIRST_RENDER_SEED + number), "--split", "train"]
+                    seed = self.options.render_seed + number
+                    command += ["--hours", str(HOURS), "--seed", str(seed), "--split", "train"]
                     renderers.append(self.processes.start("render", [*command, "--num_workers", "1"]))
                 self.watch(renderers, packing, 60 * self.plan.minutes["render"])
                 started = time.monotonic()
@@ -182,8 +182,10 @@ class AcceleratorRun:
             self.first_masks.set()
 
     def train_masks(self, name: str) -> None:
-        weights = self.source_weights()
-        self.train(name, self.plan.config, ["--codec", self.plan.codec, *(["--set", *weights] if weights else [])])
+        given, weights = ["--codec", self.plan.codec], self.source_weights()
+        if self.plan.init_from:
+            given += ["--init_from", self.plan.init_from]
+        self.train(name, self.plan.config, [*given, *(["--set", *weights] if weights else [])])
 
     def codecs(self) -> None:
         """HuBERT, the codec that hears through it, and one of the paper's sequences, to measure."""
@@ -200,15 +202,17 @@ class AcceleratorRun:
         return str(own) if is_whole(own) else self.plan.codec
 
     def separator(self) -> None:
-        best, folder = self.work_dir / "masks" / "best", self.work_dir / "separator"
-        if not best.is_dir():
+        folder = self.work_dir / "separator"
+        # What masks export has the language model of the separator that they went on from, or one that knows nothing.
+        start = self.work_dir / "masks" / ("final" if self.plan.init_from else "best")
+        if not start.is_dir():
             raise StageError("waits for masks")
         # What an earlier call has begun goes on over the codec that it was begun with.
         begun_with = folder / "codec.txt"
         if not checkpoint_folders(folder):
             folder.mkdir(parents=True, exist_ok=True)
             begun_with.write_text(self.codec())
-        self.train("separator", self.plan.config, ["--codec", begun_with.read_text(), "--init_from", str(best)])
+        self.train("separator", self.plan.config, ["--codec", begun_with.read_text(), "--init_from", str(start)])
 
     def score(self) -> None:
         """Each table for what is left of the minutes; songs that were scored stay scored."""
@@ -295,6 +299,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work_dir", type=Path, default=Path("runs/accelerator"), metavar="DIR", help="of all stages")
     parser.add_argument("--plan", type=Path, default=PLAN, metavar="FILE", help="default: the one in configs/")
     parser.add_argument("--render_processes", type=int, default=max(1, cores - 2), help="default: all cores but two")
+    parser.add_argument(
+        "--render_seed", type=int, default=1000, metavar="N", help="of the first process, the next has N + 1"
+    )
     parser.add_argument("--part_mib", type=float, default=15.5, help="the most of a file (default: %(default)s)")
     parser.add_argument("--max_mib", type=float, default=62.0, help="the most of all (default: %(default)s)")
     return parser.parse_args(arguments)

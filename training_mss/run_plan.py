@@ -19,6 +19,7 @@ class Plan:
     Args:
         config: of training, beside the file.
         codec: a whole codec for the masks, and for all if no other can be trained.
+        init_from: a separator over `codec` that masks and language model go on from; without it they start anew.
         manifests: songs that are there already.
         source_weights: of masks, by source of the songs.
         renders: arguments of `mss-lm prepare render`, which the processes take in turn.
@@ -32,6 +33,7 @@ class Plan:
     codec: str
     manifests: list[str]
     minutes: dict[str, float]
+    init_from: str = ""
     source_weights: dict[str, float] = field(default_factory=dict)
     renders: list[str] = field(default_factory=list)
     train: dict[str, str] = field(default_factory=dict)
@@ -43,6 +45,8 @@ class Plan:
             raise ValueError(f"`minutes` must name the stages {list(STAGES)}, got {list(self.minutes)}.")
         if unknown := sorted(set(self.train) - set(STAGES)):
             raise ValueError(f"`train` names {unknown}; stages are {list(STAGES)}.")
+        if self.init_from and self.minutes["codec"]:
+            raise ValueError("With `init_from`, `minutes.codec` must be 0: a separator goes on over the codec it has.")
 
     def arguments(self, stage: str) -> list[str]:
         """More arguments of train_accelerate.py for a stage."""
