@@ -15,7 +15,7 @@ from tests.tiny import tiny_model, tiny_processor
 from training_mss.scores import usdr
 
 CODEC = Path(DEFAULT_MODEL) / "codec"
-BUDGET = 40 * 10**6  # bytes of weights in the repository, separator and whole codec together
+BUDGET = 80 * 10**6  # bytes of weights in the repository, separator and whole codec together
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_the_default_is_trained_and_an_untrained_model_says_so(separate, caplog)
 
 
 def test_it_expects_the_stems_of_a_song_and_listens_to_the_song(separate, song_path):
-    """Loss of the true stems' codes: 3 ln(1024) = 20.8 for a blind guess (weights 2, 1); found: 14.7, 15.6."""
+    """Loss of the true stems' codes: 5 ln(1024) = 34.7 for a blind guess (weights 2, 1, 1, 1); found: 25.2, 26.3."""
     streams = {name: torch.from_numpy(waveform) for name, (waveform, _) in read_stem_file(song_path).items()}
     stems = torch.stack([streams[stem] for stem in separate.model.config.stems]).mean(dim=1)
     stems = resample(stems, 44100, 48000)[:, : 4 * 48000]
@@ -45,16 +45,16 @@ def test_it_expects_the_stems_of_a_song_and_listens_to_the_song(separate, song_p
             return separate.model(**features, audio_codes=codes).loss.item()
 
     song, backwards = loss(stems.sum(dim=0)), loss(stems.sum(dim=0).flip(0))
-    assert song < 16
+    assert song < 27
     assert song < backwards - 0.5
 
 
 def test_it_separates_a_song_by_strangers(separate, song_path):
-    """Better than a quarter of the mixture in vocals and drums of the demo song; found: by 0.9 and 5.5 dB."""
+    """Better than a quarter of the mixture in vocals and drums of the demo song; found: by 1.5 and 5.5 dB."""
     streams = {name: torch.from_numpy(waveform) for name, (waveform, _) in read_stem_file(song_path).items()}
     song = sum(streams[stem] for stem in separate.model.config.stems)
     stems = {stem["label"]: torch.from_numpy(stem["audio"]) for stem in separate(song, sampling_rate=44100)}
-    for stem, better_by in (("vocals", 0.5), ("drums", 4.0)):
+    for stem, better_by in (("vocals", 1.0), ("drums", 4.0)):
         estimate, quarter = usdr(torch.stack((stems[stem], song / 4)), streams[stem].expand(2, -1, -1)).mean(dim=-1)
         assert estimate > quarter + better_by, (stem, estimate, quarter)
 
