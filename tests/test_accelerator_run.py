@@ -114,6 +114,13 @@ def test_songs_of_the_plan_that_cannot_be_packed_end_the_call_at_once(call):
     assert call()[0] == 0
 
 
+def test_a_command_that_closes_in_order_when_its_time_is_up_is_done(tmp_path):
+    processes = Processes(tmp_path)
+    processes.run("training", ["sh", "-c", "trap 'exit 0' TERM; sleep 60 & wait"], limit_s=1.0)
+    with pytest.raises(StageError, match="stopped after 1 s"):
+        processes.run("score", ["sleep", "60"], limit_s=1.0)
+
+
 def test_no_training_starts_that_could_not_end_in_time_and_the_next_call_makes_it(call):
     code, summary, commands = call(minutes=1.0)
     assert code == 0 and set(commands) == {"pack"}

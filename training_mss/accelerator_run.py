@@ -36,7 +36,6 @@ TRAIN = [sys.executable, str(ROOT / "train_accelerate.py")]
 MSS_LM = [sys.executable, "-m", "commands_mss.main"]
 STAGE_OF = {"masks_first": "masks", "paper_codec": "codec", "paper_speed": "separator"}  # others are called as theirs
 MIN_MINUTES = 0.4  # of a training: loading takes half of that
-SCORE_THREADS = 8  # nothing else runs then
 RESERVE_S = 25.0  # at the end of a call, for sending
 HOURS = 20.0  # more than any process renders
 MANIFEST = "manifest.jsonl"
@@ -124,11 +123,10 @@ class AcceleratorRun:
                 seconds = time.monotonic() - started
                 self.first_songs.set()
                 self.wait(60 * self.plan.minutes["masks_first"] - seconds, self.first_masks)
-                list(pool.map(partial(self.processes.end, grace_s=5.0), renderers))
+                self.processes.end_together(renderers, grace_s=5.0)
                 self.pack_rendered(names, pool)
         finally:
-            for process in renderers:
-                self.processes.end(process, grace_s=5.0)
+            self.processes.end_together(renderers, grace_s=5.0)
         if names and not any((self.work_dir / name / MANIFEST).exists() for name in names):
             raise StageError(f"failed: no song was rendered; see {self.work_dir / 'render.log'}")
 
@@ -228,7 +226,8 @@ class AcceleratorRun:
             if "codec" in given:
                 command += ["--codec", self.codec()]
             limit_s = min(limit - time.monotonic(), self.seconds_left())
-            self.processes.run("score", command, limit_s, num_threads=SCORE_THREADS)
+            # Nothing else runs then.
+            self.processes.run("score", command, limit_s, num_threads=self.options.render_processes)
 
     def paper_speed(self) -> None:
         """The paper's separator, ended by force: its checkpoint has 16 GB and is of no use."""

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,6 +74,11 @@ class Processes:
                 except subprocess.TimeoutExpired:
                     continue
         self._forget(process)
+
+    def end_together(self, processes: list[subprocess.Popen], grace_s: float) -> None:
+        """`end` of all at a time: of many, one after the other would take a minute."""
+        with ThreadPoolExecutor(max(len(processes), 1)) as pool:
+            list(pool.map(partial(self.end, grace_s=grace_s), processes))
 
     def _forget(self, process: subprocess.Popen) -> None:
         with self._lock:
