@@ -48,7 +48,10 @@ setup(
     ],
     py_modules=["mss_lm", "torchaudio_guard_mss", "train_accelerate"],
     package_data={
-        "pretrained_mss": [f"{folder}*.{kind}" for folder in ("", "codec/") for kind in ("json", "safetensors", "md")],
+        "pretrained_mss": [
+            "SHA256SUMS",
+            *[f"{folder}*.{kind}" for folder in ("", "codec/") for kind in ("json", "safetensors", "md")],
+        ],
         "evaluation_mss": ["metrics/*/*.py"],  # modules that evaluate.load takes by their path
     },
     install_requires=[

@@ -33,16 +33,18 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
 
 import torchaudio_guard_mss  # noqa: F401
+from commands_mss.errors import fail
 from data_mss.manifest import read_manifest
 from training_mss.codec_step import CodecStage
 from training_mss.configuration import TrainingConfig, load_config
 from training_mss.export import publish, write_model_card
 from training_mss.hubert_step import HubertStage
 from training_mss.inputs import TrainingCrops, validation_crops
-from training_mss.loop import NonFiniteLossError, RunOptions, Training
+from training_mss.loop import RunOptions, Training
 from training_mss.mask_step import MaskStage
 from training_mss.peer_step import PeerStage
 from training_mss.reporting import RunLog
+from training_mss.run_state import replacing
 from training_mss.separator_step import SeparatorStage
 from training_mss.stage import Stage
 
@@ -175,12 +177,15 @@ def train(options: argparse.Namespace, started: float) -> None:
     )
     state = training.run()
     final = options.output_dir / "final"
-    training.export(final)
+    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         songs = [song for manifest in options.manifests for song in read_manifest(manifest)]
-        write_model_card(final, options.stage, config, state, songs, state.best_scores or log.last_scores)
+        with replacing(final) as folder:
+            training.export(folder)
+            write_model_card(folder, options.stage, config, state, songs, state.best_scores or log.last_scores)
         if options.push_to_hub:
             publish(final, options.push_to_hub)
+    accelerator.wait_for_everyone()
     accelerator.end_training()
     accelerator.print(f"{options.stage}: {state.step} steps in {state.train_seconds / 60:.1f} min -> {final}")
 
@@ -192,9 +197,8 @@ def main(arguments: list[str] | None = None, started: float | None = None) -> in
     options = parse_arguments(arguments)
     try:
         train(options, started)
-    except (ValueError, OSError, ImportError, NonFiniteLossError) as error:
-        print(f"train_accelerate.py: {error}", file=sys.stderr)
-        return 1
+    except Exception as error:
+        return fail("train_accelerate.py", error)
     return 0
 
 

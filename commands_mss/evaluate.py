@@ -169,7 +169,7 @@ def run(options: argparse.Namespace) -> int:
 
                 print(write_report(options.output_dir))
     except EXPECTED_ERRORS as error:
-        return fail("evaluate", error)
+        return fail("mss-lm evaluate", error)
     return 1 if report.failures else 0
 
 

@@ -5,7 +5,10 @@ import signal
 import sys
 
 from . import evaluate, prepare, separate
+from .errors import fail
 
+# A request to end, and a terminal that was closed (which Windows does not know).
+END_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 COMMANDS = {"separate": separate, "prepare": prepare, "evaluate": evaluate}
 
 
@@ -26,18 +29,21 @@ def main(arguments: list[str] | None = None) -> int:
         )
         module.add_arguments(subparser)
     options = parser.parse_args(arguments)
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = {number: signal.signal(number, _interrupt) for number in END_SIGNALS}
     try:
         return COMMANDS[options.subcommand].run(options)
     except KeyboardInterrupt:
         print("mss-lm: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        return fail(f"mss-lm {options.subcommand}", error)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _interrupt(signal_number, frame):
-    """A request to end is answered as Ctrl-C is: temporary files go."""
+    """Answered as Ctrl-C is: temporary files go."""
     raise KeyboardInterrupt
 
 

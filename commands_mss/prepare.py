@@ -112,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         report = PREPARERS[options.preparer](options)
     except EXPECTED_ERRORS as error:
-        return fail(f"prepare {options.preparer}", error)
+        return fail(f"mss-lm prepare {options.preparer}", error)
     print(f"{options.output_dir}: {report}")
     return 1 if report.failures else 0
 

@@ -6,8 +6,10 @@ examples:
   mss-lm separate song.mp3 --two_stems vocals           vocals.wav and no_vocals.wav, for karaoke
   mss-lm separate a.wav b.wav --filename "{stem}/{track}.{ext}"
 
-Songs of any length take the same memory. A song whose files are all there already is left as it is, so a run that was
-stopped goes on where it was; --overwrite separates it again. A song appears with all its stems or not at all.
+Songs of any length take the same memory. A song whose stems are all there, made from the same song with the same
+options (a comment in their tags tells), is left as it is, so a run that was stopped goes on where it was; --overwrite
+separates it again. Other files are never replaced without --overwrite, and songs never. What a damaged file has lost is
+silent in the stems, and a warning tells where.
 
 exit codes: 0 all songs are separated, 1 some are not, 2 wrong usage, 130 interrupted
 """
@@ -15,12 +17,12 @@ exit codes: 0 all songs are separated, 1 some are not, 2 wrong usage, 130 interr
 import argparse
 import contextlib
 import os
-import tempfile
+import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import EXPECTED_ERRORS, fail
+from .errors import fail
+from .song_files import SongFile, find_songs, is_done, plan_outputs, stem_comments, weights_digest, work_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -54,7 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser):
 def add_file_arguments(parser: argparse.ArgumentParser):
     group = parser.add_argument_group("files")
     group.add_argument("--output_dir", type=Path, default=Path("separated"), help="default: %(default)s")
-    group.add_argument("--overwrite", action="store_true", help="separate again what is there already")
+    group.add_argument(
+        "--overwrite", action="store_true", help="replace what is there already (never a song of this call)"
+    )
+    group.add_argument("--strict", action="store_true", help="refuse damaged songs, instead of warning")
     group.add_argument("--format", choices=["wav", "flac", "mp3"], default="wav", help="default: %(default)s")
     group.add_argument(
         "--bits", choices=["16", "24", "32f"], default="16", help="sample format of wav and flac (default: %(default)s)"
@@ -116,35 +121,40 @@ def add_quality_arguments(parser: argparse.ArgumentParser):
 
 def run(options: argparse.Namespace) -> int:
     # Imported here so that `--help` answers at once.
-    from transformers import pipeline
+    from transformers import AutoModel, AutoProcessor, pipeline
 
     import mss_lm  # noqa: F401  (registers the task)
     from processing_mss import DEFAULT_MODEL, SeparationOptions, check_format
 
-    try:
-        # All that can be wrong with the options is found before the first song, not after hours.
-        check_format(options.format, options.bits)
-        songs = find_songs(options.inputs, options.output_dir)
-        pipe = pipeline(
-            "audio-source-separation",
-            model=options.model or DEFAULT_MODEL,
-            device=options.device,
-            dtype=options.dtype,
-        )
-        wanted = SeparationOptions(**call_options(options))
-        wanted.check(pipe.model.config)
-        targets = plan_outputs(songs, wanted.labels(pipe.model.config), options)
-    except EXPECTED_ERRORS as error:
-        return fail("separate", error)
+    # All that can be wrong with the options is found before the first song, not after hours.
+    check_format(options.format, options.bits)
+    songs, problems = find_songs(options.inputs, options.output_dir)
+    # Not by the pipeline, which tells what is wrong with a checkpoint in a page of text.
+    name = options.model or DEFAULT_MODEL
+    pipe = pipeline(
+        "audio-source-separation",
+        model=AutoModel.from_pretrained(name, dtype=options.dtype),
+        processor=AutoProcessor.from_pretrained(name),
+        device=options.device,
+    )
+    wanted = SeparationOptions(**call_options(options))
+    wanted.check(pipe.model.config)
+    stems = wanted.labels(pipe.model.config)
+    plan, more = plan_outputs(songs, stems, options.output_dir, options.filename, options.format)
+    settings = {**call_options(options), "bits": options.bits, "clip_mode": options.clip_mode, "dtype": options.dtype}
+    del settings["batch_size"]  # it changes nothing
+    settings["weights"] = weights_digest(pipe.model)
 
-    failures = 0
-    for song, paths in zip(songs, targets):
+    problems = [ValueError(problem) for problem in (*problems, *more)]
+    for problem in problems:
+        fail("mss-lm separate", problem)
+    for song, paths in plan:
         try:
-            print(separate_file(pipe, song, paths, options), flush=True)
-        except EXPECTED_ERRORS as error:
-            failures += 1
-            fail("separate", error)
-    return 1 if failures else 0
+            print(separate_file(pipe, song, paths, stems, settings, options), flush=True)
+        except Exception as error:  # the other songs are not lost by it
+            problems.append(error)
+            fail("mss-lm separate", error)
+    return 1 if problems else 0
 
 
 def call_options(options: argparse.Namespace) -> dict:
@@ -154,101 +164,62 @@ def call_options(options: argparse.Namespace) -> dict:
     return {name: getattr(options, name) for name in names}
 
 
-def separate_file(pipe, song: "SongFile", paths: list[Path], options: argparse.Namespace) -> str:
+def separate_file(
+    pipe, song: SongFile, paths: list[Path], stems: list[str], settings: dict, options: argparse.Namespace
+) -> str:
     """Separate one song into files, one for each stem in order; returns a line that says what was done.
 
     Raises:
-        ValueError: some of its files are there already, but not all. And whatever separating and writing raise.
+        ValueError: other files are there already. And whatever reading, separating and writing raise.
     """
     from tqdm import tqdm
 
-    existing = [path for path in paths if path.exists()]
-    if len(existing) == len(paths) and not options.overwrite:
+    from processing_mss import AudioReader, damage_message
+
+    comments = stem_comments(song.path, stems, settings)
+    if not options.overwrite and is_done(song, paths, comments):
         return f"{song.path}: left as it is, its stems are there already (--overwrite separates it again)"
-    if existing and not options.overwrite:
-        raise ValueError(f"{song.path} would replace {existing[0]}: choose another --output_dir, or --overwrite.")
     begin = time.monotonic()
     with tqdm(desc=song.path.name, unit="step", leave=False) as bar:
+
+        def on_read(seconds):
+            if bar.total is None:
+                bar.set_postfix_str(f"read {seconds:.0f} s")
 
         def on_progress(done, total):
             bar.total = total
             bar.update(done - bar.n)
 
-        stems = pipe.stream(str(song.path), **call_options(options), progress_callback=on_progress)
-        write_stems(stems, paths, options)
+        with AudioReader(str(song.path), strict=options.strict, on_read=on_read) as reader:
+            stream = pipe.stream(reader, **call_options(options), progress_callback=on_progress)
+            write_stems(stream, paths, comments, options)
+    if reader.losses:
+        print(f"mss-lm separate: warning: {damage_message(reader.name, reader.losses)}", file=sys.stderr)
     elapsed = time.monotonic() - begin
-    duration = stems.num_samples / stems.sampling_rate
+    duration = stream.num_samples / stream.sampling_rate
     minutes, seconds = divmod(round(duration), 60)
     speed = f"{minutes}:{seconds:02} in {elapsed:.1f} s, {duration / elapsed:.2f} x real time"
     return f"{song.path}: {speed}, wrote {', '.join(map(str, paths))}"
 
 
-@dataclass(frozen=True)
-class SongFile:
-    path: Path
-    track: str  # {track} of --filename: the name without suffix; inside a folder, with the path below it
+def write_stems(stream, paths: list[Path], comments: list[str], options: argparse.Namespace):
+    """Write all stems of a song into a work folder, and rename them when all are complete.
 
-
-def find_songs(inputs: list[str], output_dir: Path) -> list[SongFile]:
-    """Files as given, and the audio files inside folders (searched through, but for the output folder), in order."""
-    from processing_mss import AUDIO_SUFFIXES
-
-    songs = []
-    for path in map(Path, inputs):
-        if not path.is_dir():
-            songs.append(SongFile(path, path.stem))
-            continue
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES)
-        found = [file for file in found if not file.resolve().is_relative_to(output_dir.resolve())]
-        if not found:
-            raise ValueError(f"No audio file in {path} (looked for {', '.join(sorted(AUDIO_SUFFIXES))}).")
-        songs += [SongFile(file, file.relative_to(path).with_suffix("").as_posix()) for file in found]
-    return songs
-
-
-def plan_outputs(songs: list[SongFile], stems: list[str], options: argparse.Namespace) -> list[list[Path]]:
-    """Where each stem of each song goes; a ValueError if two files would have one name or leave the output folder."""
-    targets, root = [], options.output_dir.resolve()
-    for song in songs:
-        try:
-            names = [options.filename.format(track=song.track, stem=stem, ext=options.format) for stem in stems]
-        except (KeyError, IndexError, AttributeError, ValueError) as error:
-            raise ValueError(
-                f"--filename may hold {{track}}, {{stem}} and {{ext}}, got {options.filename!r}."
-            ) from error
-        paths = [options.output_dir / name for name in names]
-        for path in paths:
-            if not path.resolve().is_relative_to(root) or path.resolve() == root or path.is_dir():
-                raise ValueError(f"--filename {options.filename!r} gives {path}, which is no file inside {root}.")
-        targets.append(paths)
-    seen = {}
-    for song, paths in zip(songs, targets):
-        for path in paths:
-            other = seen.setdefault(path.resolve(), song)
-            if other is not song or len(set(paths)) < len(paths):
-                raise ValueError(
-                    f"{other.path} and {song.path} would both write {path}: put {{stem}} and {{track}} in --filename, "
-                    "or separate them into two output folders."
-                )
-    return targets
-
-
-def write_stems(stems, paths: list[Path], options: argparse.Namespace):
-    """Write all stems of a song, or none: into a temporary folder first, from which they are renamed."""
+    A kill between two renames leaves some of them; the next run knows them for its own.
+    """
     from processing_mss import AudioWriter, limit_blocks
 
     clip_mode = options.clip_mode or ("none" if (options.format, options.bits) == ("wav", "32f") else "rescale")
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=options.output_dir, prefix=".separating-") as temporary:
-        written = [Path(temporary) / f"{label}.{options.format}" for label in stems.labels]
+    with work_folder(options.output_dir) as work:
+        written = [work / f"{index}.{options.format}" for index in range(len(paths))]
         with contextlib.ExitStack() as stack:
             writers = {
                 label: stack.enter_context(
-                    AudioWriter(path, stems.sampling_rate, stems.num_channels, bits=options.bits)
+                    AudioWriter(path, stream.sampling_rate, stream.num_channels, bits=options.bits, comment=comment)
                 )
-                for label, path in zip(stems.labels, written)
+                for label, path, comment in zip(stream.labels, written, comments)
             }
-            for block in limit_blocks(stems, clip_mode, temporary):
+            for block in limit_blocks(stream, clip_mode, str(work)):
                 for label, samples in block.items():
                     writers[label].write(samples)
         for path in paths:

@@ -73,6 +73,9 @@ def read_piece(
 
     Beyond the end of the file there is silence. A packed file (`.npy`) does not say its rate: `sampling_rate` must be
     that of its manifest, which datasets check once.
+
+    Raises:
+        AudioReadError: missing, no audio, or NaN in the piece.
     """
     path = Path(path)
     if path.suffix.lower() in DIRECT_SUFFIXES:
@@ -84,6 +87,22 @@ def read_piece(
 
 
 def _read_direct(path: Path, start_s: float, num_samples: int, sampling_rate: int) -> torch.Tensor:
+    import soundfile
+
+    try:
+        samples, rate, margin = _samples_around(path, start_s, num_samples, sampling_rate)
+    except soundfile.LibsndfileError as error:
+        reason = error if path.is_file() else "there is no such file."
+        raise AudioReadError(f"Cannot read {path}: {reason}") from error
+    # One NaN would make every update of the batch impossible, and with it the run, without a word about the file.
+    _check(path, samples)
+    piece = resample(torch.from_numpy(samples), rate, sampling_rate)
+    skipped = margin * sampling_rate // rate
+    return piece[skipped : skipped + num_samples]
+
+
+def _samples_around(path: Path, start_s: float, num_samples: int, sampling_rate: int) -> tuple[np.ndarray, int, int]:
+    """A piece at the file's own rate, mono, with more samples on both sides; the rate, and how many more."""
     import soundfile
 
     with soundfile.SoundFile(path) as file:
@@ -100,9 +119,7 @@ def _read_direct(path: Path, start_s: float, num_samples: int, sampling_rate: in
             read = file.read(last - first, dtype="float32", always_2d=True)
             read = read @ np.full(read.shape[1], 1 / read.shape[1], dtype=np.float32)  # ten times as fast as .mean(1)
             samples[first - start : first - start + len(read)] = read
-    piece = resample(torch.from_numpy(samples), rate, sampling_rate)
-    skipped = margin * sampling_rate // rate
-    return piece[skipped : skipped + num_samples]
+    return samples, rate, margin
 
 
 def read_mono(path: str | os.PathLike, sampling_rate: int, packed_rate: int | None = None) -> torch.Tensor:
@@ -147,7 +164,7 @@ def open_packed(path: Path) -> np.ndarray:
     """
     try:
         packed = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:  # EOFError: an empty file
         raise AudioReadError(f"Cannot read {path}: {error}") from error
     if packed.dtype != np.int16 or packed.ndim != 1:
         raise AudioReadError(

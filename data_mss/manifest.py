@@ -1,9 +1,10 @@
 """The manifest: one JSON line per song, written by every preparer and read by every dataset."""
 
 import json
+import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
 SPLITS = ("train", "validation", "test")
@@ -29,7 +30,7 @@ class Song:
     """One song of a manifest.
 
     Args:
-        id: unique within its manifest.
+        id: unique within its manifest. What is made of a song lies in a folder of this name, "/" in it included.
         split: one of "train", "validation", "test".
         stems: audio files of each stem; several files are summed, none means silence. A name such as "drums+bass+other"
             is a sum of stems that are not known one by one; see `stems_of`.
@@ -40,6 +41,9 @@ class Song:
         mixture: the mixture's own file, if there is one. Training sums the stems instead.
         sha256: of the mixture or the stems' files, if it was computed.
         confidence: how well separated stems add up to the song, 0 to 1; None for true stems.
+
+    Raises:
+        ValueError: a value of another kind, or out of range; an id or a stem that would leave its folder.
     """
 
     id: str
@@ -56,10 +60,26 @@ class Song:
     folder: Path = field(default=Path("."), compare=False)
 
     def __post_init__(self):
-        if self.split not in SPLITS:
-            raise ValueError(f"`split` must be one of {list(SPLITS)}, got {self.split!r}.")
-        if self.duration <= 0 or self.sampling_rate <= 0:
-            raise ValueError(f"Need a positive duration and sampling rate, got {self.duration}, {self.sampling_rate}.")
+        for name in ("id", "source", "licence"):
+            _require(isinstance(getattr(self, name), str), name, "a string", getattr(self, name))
+        if not self.id or Path(self.id).is_absolute() or ".." in Path(self.id).parts:
+            raise ValueError(f"The id {self.id!r} leads out of the folder that songs are written to: rename the song.")
+        _require(self.split in SPLITS, "split", f"one of {list(SPLITS)}", self.split)
+        _require(isinstance(self.stems, dict), "stems", 'lists of files by stem, as {"bass": ["bass.wav"]}', self.stems)
+        for stem, paths in self.stems.items():
+            if not isinstance(stem, str) or {"/", "\\"} & set(stem):
+                raise ValueError(f"A stem must have a name that fits a file, without slashes, got {stem!r}.")
+            is_list = isinstance(paths, list) and all(isinstance(path, str) for path in paths)
+            _require(is_list, f"stems.{stem}", "a list of files, [] for silence", paths)
+        is_length = _is_number(self.duration) and 0 < self.duration < math.inf
+        _require(is_length, "duration", "a positive number of seconds", self.duration)
+        is_rate = _is_number(self.sampling_rate) and isinstance(self.sampling_rate, int) and self.sampling_rate > 0
+        _require(is_rate, "sampling_rate", "a positive whole number of hertz", self.sampling_rate)
+        for name in ("mixture", "sha256"):
+            value = getattr(self, name)
+            _require(value is None or isinstance(value, str), name, "a string, or left out", value)
+        is_share = self.confidence is None or (_is_number(self.confidence) and 0 <= self.confidence <= 1)
+        _require(is_share, "confidence", "a number from 0 to 1, or left out", self.confidence)
 
     def paths(self, stem: str) -> list[Path]:
         """Files of a stem, empty for silence."""
@@ -69,6 +89,15 @@ class Song:
         values = asdict(self)
         values.pop("folder")
         return json.dumps({name: value for name, value in values.items() if value is not None}, ensure_ascii=False)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _require(fits: bool, name: str, what: str, value) -> None:
+    if not fits:
+        raise ValueError(f"`{name}` must be {what}, got {value!r}.")
 
 
 def canonical_stem(name: str) -> str | None:
@@ -124,14 +153,32 @@ def read_manifest(path: str | os.PathLike) -> list[Song]:
         raise ManifestError(f"No manifest at {path}: expected a .jsonl file, or a folder with some.")
     songs = []
     for file in files:
-        for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
+        for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
             if not line.strip():
                 continue
             try:
-                songs.append(Song(**json.loads(line), folder=file.parent))
-            except (TypeError, ValueError) as error:
+                songs.append(_song_of(line, file.parent))
+            except ValueError as error:
                 raise ManifestError(f"{file}, line {number}: {error}") from error
     return songs
+
+
+def _song_of(line: bytes, folder: Path) -> Song:
+    """The song of a line; raises ValueError."""
+    try:
+        values = json.loads(line.decode())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"It is no JSON: {error.msg} at character {error.pos + 1}.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"A line must be a JSON object with the fields of a song, got {values!r}.")
+    written = [item for item in fields(Song) if item.name != "folder"]
+    missing = [item.name for item in written if item.default is MISSING and item.name not in values]
+    if missing:
+        raise ValueError(f"A song needs the fields {missing}, got {list(values)}.")
+    unknown = sorted(set(values) - {item.name for item in written})
+    if unknown:
+        raise ValueError(f"A song has no fields {unknown}; allowed are {[item.name for item in written]}.")
+    return Song(**values, folder=folder)
 
 
 class ManifestWriter:

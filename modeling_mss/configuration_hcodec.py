@@ -5,9 +5,32 @@ import math
 from huggingface_hub.dataclasses import strict
 from transformers import HubertConfig, PreTrainedConfig
 
+from .checkpoint_mss import (
+    LAYERS,
+    RATES,
+    WIDTHS,
+    CheckedConfig,
+    require_affordable,
+    require_transformer,
+    require_whole_numbers,
+    stack_parameters,
+)
+
+SIZES = {
+    "sampling_rate": RATES,
+    "semantic_sampling_rate": RATES,
+    "codebook_size": WIDTHS,
+    "num_codebooks": LAYERS,
+    "semantic_padding": range(RATES.stop),
+    **dict.fromkeys(("n_fft", "stft_hop_length", "stride", "latent_size", "semantic_feature_size"), WIDTHS),
+    **{f"{part}_hidden_size": WIDTHS for part in ("encoder", "decoder", "semantic_encoder", "semantic_decoder")},
+    **{f"{part}_intermediate_size": WIDTHS for part in ("encoder", "decoder")},
+    **{f"{part}_{kind}_layers": LAYERS for part in ("encoder", "decoder") for kind in ("convnext", "transformer")},
+}
+
 
 @strict
-class HCodecConfig(PreTrainedConfig):
+class HCodecConfig(CheckedConfig, PreTrainedConfig):
     r"""
     Configuration of an [`HCodecModel`]. The defaults are the published H-Codec-2.0, large, 12.5 Hz (1.243 B parameters
     without the HuBERT inside).
@@ -99,16 +122,35 @@ class HCodecConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Called by the `strict` decorator after construction."""
+        require_whole_numbers(vars(self), SIZES)
+        for part in ("encoder", "decoder"):
+            num_layers = getattr(self, f"{part}_convnext_layers") + getattr(self, f"{part}_transformer_layers")
+            sizes = (getattr(self, f"{part}_hidden_size"), getattr(self, f"{part}_intermediate_size"))
+            require_affordable(stack_parameters(num_layers, *sizes), f"The codec's {part}")
+        require_affordable(self.num_codebooks * self.codebook_size * self.latent_size, "The codec's codebooks")
+        if self.n_fft % 2 or self.stft_hop_length % 2 or self.n_fft <= self.stft_hop_length:
+            raise ValueError(
+                "`n_fft` and `stft_hop_length` must be even, and the first larger: frames overlap, and half a hop is "
+                f"cut from both ends; got {self.n_fft} and {self.stft_hop_length}."
+            )
         for name in ("encoder_hidden_size", "decoder_hidden_size"):
             if getattr(self, name) % 64:
                 raise ValueError(f"`{name}` must be a multiple of 64 (one attention head), got {getattr(self, name)}.")
-        for name in ("semantic_encoder_strides", "semantic_decoder_strides"):
-            if math.prod(getattr(self, name)) != self.stride:
+        for part in ("semantic_encoder", "semantic_decoder"):
+            strides, ratios = getattr(self, f"{part}_strides"), getattr(self, f"{part}_channel_ratios")
+            if math.prod(strides) != self.stride or min(strides, default=1) < 1:
                 raise ValueError(
-                    f"The product of `{name}` must equal `stride` ({self.stride}) so that both paths end at the same "
-                    f"frame rate, got {list(getattr(self, name))}."
+                    f"The product of `{part}_strides` must equal `stride` ({self.stride}) so that both paths end at "
+                    f"the same frame rate, got {list(strides)}."
+                )
+            widths = [getattr(self, f"{part}_hidden_size") * ratio for ratio in ratios]
+            if len(ratios) != len(strides) or not all(1 <= width <= WIDTHS[-1] for width in widths):
+                raise ValueError(
+                    f"`{part}_channel_ratios` must hold one ratio per stride ({len(strides)}), and times "
+                    f"`{part}_hidden_size` be from 1 to {WIDTHS[-1]}, got {list(ratios)}."
                 )
         if self.semantic_model_config is not None:
+            require_hubert(self.semantic_model_config, "semantic_model_config.")
             hidden_size = self.semantic_model_config.hidden_size
             if hidden_size != self.semantic_feature_size:
                 raise ValueError(
@@ -120,6 +162,14 @@ class HCodecConfig(PreTrainedConfig):
                     f"`sampling_rate` ({self.sampling_rate} Hz) must be a multiple of `semantic_sampling_rate` "
                     f"({self.semantic_sampling_rate} Hz)."
                 )
+
+
+def require_hubert(config: HubertConfig, part: str) -> None:
+    """Raise ValueError unless the sizes of a HuBERT can be; `part` is what stands before their names."""
+    require_transformer(vars(config), part)
+    for name in ("conv_dim", "conv_stride", "conv_kernel"):
+        layers = dict(enumerate(getattr(config, name)))
+        require_whole_numbers(layers, dict.fromkeys(layers, WIDTHS), f"{part}{name}.")
 
 
 __all__ = ["HCodecConfig"]

@@ -1,11 +1,16 @@
 """Configuration of the separator: conditional encoder, language model and codec."""
 
 import copy
+import math
 
 from huggingface_hub.dataclasses import strict
 from transformers import HubertConfig, LlamaConfig, PreTrainedConfig
 
-from .configuration_hcodec import HCodecConfig
+from .checkpoint_mss import WIDTHS, CheckedConfig, require_affordable, require_transformer, require_whole_numbers
+from .configuration_hcodec import HCodecConfig, require_hubert
+
+MEL_BINS = range(1, 4097)
+CONV_CHANNELS = range(4, 4097, 4)
 
 
 @strict
@@ -51,9 +56,14 @@ class MssEncoderConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Called by the `strict` decorator after construction."""
         _require_one_of(self, "conv_norm", ("batch_norm", "layer_norm"))
+        require_transformer(vars(self), "encoder_config.")
+        sizes = {"num_mel_bins": MEL_BINS, "conv_kernel_size": WIDTHS}
+        require_whole_numbers(vars(self), sizes, "encoder_config.")
+        if not 0 < self.rope_theta < math.inf:
+            raise ValueError(f"`encoder_config.rope_theta` must be positive, got {self.rope_theta}.")
         channels = self.conv_channels or []
-        if any(width <= 0 or width % 4 for width in channels):
-            raise ValueError(f"`conv_channels` must be positive multiples of 4, got {channels}.")
+        if any(width not in CONV_CHANNELS for width in channels):
+            raise ValueError(f"`conv_channels` must be multiples of 4 from 4 to {CONV_CHANNELS[-1]}, got {channels}.")
         if channels and self.num_mel_bins % 2 ** (len(channels) - 1):
             raise ValueError(
                 f"`num_mel_bins` ({self.num_mel_bins}) must be divisible by {2 ** (len(channels) - 1)}: "
@@ -85,7 +95,7 @@ def _paper_decoder_config() -> dict:
 
 
 @strict
-class MssConfig(PreTrainedConfig):
+class MssConfig(CheckedConfig, PreTrainedConfig):
     r"""
     Configuration of an [`MssForConditionalGeneration`]. The defaults are the paper's (arXiv 2604.09371, section 3).
 
@@ -158,7 +168,10 @@ class MssConfig(PreTrainedConfig):
             decoder_config.setdefault("num_key_value_heads", decoder_config["num_attention_heads"])
         # The vocabulary is the two markers of the sequence; codes have tables of their own.
         tokens = {"vocab_size": 2, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-        self.decoder_config = LlamaConfig(**{**_paper_decoder_config(), **decoder_config, **tokens})
+        decoder_config = {**_paper_decoder_config(), **decoder_config, **tokens}
+        require_transformer(decoder_config, "decoder_config.")  # before LlamaConfig divides by its heads
+        require_whole_numbers(decoder_config, {"num_key_value_heads": WIDTHS}, "decoder_config.")
+        self.decoder_config = LlamaConfig(**decoder_config)
         self.codec_config = HCodecConfig(**{**_as_dict(self.codec_config), "decoder_only": True})
         self.stems = list(self.stems)
         if isinstance(self.encoder_config, MssEncoderConfig):
@@ -220,6 +233,15 @@ class MssConfig(PreTrainedConfig):
         _require_one_of(self, "track_generation", ("sequential", "parallel"))
         _require_one_of(self, "code_embedding", ("learned", "codebook"))
         _require_one_of(self, "prefix_stride", (1, 2, 4))
+        if isinstance(self.encoder_config, HubertConfig):
+            require_hubert(self.encoder_config, "encoder_config.")
+        if self.prefix_frames_per_code_frame % math.lcm(2, self.prefix_stride):
+            raise ValueError(
+                f"`codec_config.stride` must be a multiple of 2 and of `prefix_stride` ({self.prefix_stride}), got "
+                f"{self.prefix_frames_per_code_frame}: a code frame is two positions, and merged frames of the mixture."
+            )
+        num_codes = self.num_lanes * self.num_codebooks * self.codebook_size
+        require_affordable(4 * num_codes * self.decoder_config.hidden_size, "Tables and heads of the codes")
         if not self.outputs or not set(self.outputs) <= set(self.possible_outputs):
             raise ValueError(
                 f"`outputs` must be some of {self.possible_outputs} with mask_head={self.mask_head}, "
@@ -229,12 +251,12 @@ class MssConfig(PreTrainedConfig):
             raise ValueError("`mask_head` needs conditional_encoder='conformer': masks lie on the log-mel plane.")
         if self.masked_conditioning and not (self.mask_head and self.track_generation == "sequential"):
             raise ValueError("`masked_conditioning` needs `mask_head` and `track_generation='sequential'`.")
-        if self.mask_temperature <= 0 or not 0 <= self.token_share <= 1:
+        if not 0 < self.mask_temperature < math.inf or not 0 <= self.token_share <= 1:
             raise ValueError(
                 "Need a positive `mask_temperature` and 0 <= `token_share` <= 1, "
                 f"got {self.mask_temperature} and {self.token_share}."
             )
-        if not self.stems or len(set(self.stems)) != len(self.stems):
+        if not self.stems or not all(self.stems) or len(set(self.stems)) != len(self.stems):
             raise ValueError(f"`stems` must name at least one track, each once, got {self.stems}.")
         if len(self.codebook_loss_weights) != self.num_codebooks:
             raise ValueError(

@@ -20,6 +20,7 @@ from transformers import HubertModel, initialization
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from transformers.utils import ModelOutput
 
+from .checkpoint_mss import CheckedWeights
 from .configuration_hcodec import HCodecConfig
 from .quantization_hcodec import HCodecCodebook, HCodecResidualVectorQuantizer
 from .rotary_mss import rotary_attention
@@ -343,7 +344,7 @@ def decimate(waveform: torch.Tensor, factor: int) -> torch.Tensor:
     return filtered[:, 0, : math.ceil(waveform.shape[-1] / factor)]
 
 
-class HCodecModel(PreTrainedAudioTokenizerBase):
+class HCodecModel(CheckedWeights, PreTrainedAudioTokenizerBase):
     """The codec. See the functions below for shapes; `config.decoder_only` leaves out everything `decode` needs not.
 
     Example:
@@ -360,6 +361,7 @@ class HCodecModel(PreTrainedAudioTokenizerBase):
     main_input_name = "input_values"
     input_modalities = ("audio",)
     _keep_in_fp32_modules_strict = ["acoustic_quantizer", "semantic_quantizer"]  # rounded vectors give other codes
+    _keys_to_ignore_on_load_missing = {r"coder\.window$"}  # computed, see `_init_weights`
 
     def __init__(self, config: HCodecConfig):
         super().__init__(config)

@@ -20,6 +20,7 @@ from torch.nn import functional
 from transformers import GenerationConfig, LlamaModel, PreTrainedModel, initialization
 from transformers.utils import ModelOutput
 
+from .checkpoint_mss import CheckedWeights
 from .configuration_mss import MssConfig
 from .conformer_mss import MssEncoder
 from .generation_mss import MssGenerationMixin
@@ -92,7 +93,7 @@ class MssCodeEmbedding(nn.Module):
         return projection(latents).view(*shape[:-1], self.hidden_size)
 
 
-class MssPreTrainedModel(PreTrainedModel):
+class MssPreTrainedModel(CheckedWeights, PreTrainedModel):
     config_class = MssConfig
     base_model_prefix = "model"
     main_input_name = "input_features"

@@ -12,16 +12,8 @@ import torchaudio_guard_mss  # noqa: F401  (has to run before transformers)
 from transformers import AutoFeatureExtractor, AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .audio_io_mss import (
-    AUDIO_SUFFIXES,
-    AudioReader,
-    AudioReadError,
-    AudioWriteError,
-    AudioWriter,
-    check_format,
-    read_audio,
-    write_audio,
-)
+from .audio_reader_mss import AUDIO_SUFFIXES, AudioReader, AudioReadError, damage_message, read_audio, read_comment
+from .audio_writer_mss import AudioWriteError, AudioWriter, check_format, write_audio
 from .clipping_mss import limit_blocks
 from .feature_extraction_mss import MssFeatureExtractor, log_mel_spectrogram, mel_power_spectrogram
 from .filtering_mss import WindowEstimate, filter_windows, wiener_filter
@@ -61,11 +53,13 @@ __all__ = [
     "StreamingResampler",
     "WindowEstimate",
     "check_format",
+    "damage_message",
     "filter_windows",
     "limit_blocks",
     "log_mel_spectrogram",
     "mel_power_spectrogram",
     "read_audio",
+    "read_comment",
     "resample",
     "wiener_filter",
     "write_audio",

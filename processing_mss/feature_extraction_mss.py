@@ -13,6 +13,14 @@ from .resampling_mss import resample
 
 logger = logging.get_logger(__name__)
 
+LARGEST = 1_000_000  # of samples, bands and hertz (Hz): the number in a damaged file, not that of a model
+
+
+def require_whole_number(name: str, value) -> None:
+    """Raise ValueError unless `value` is a whole number from 1 to LARGEST."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not 1 <= value <= LARGEST:
+        raise ValueError(f"`{name}` must be a whole number from 1 to {LARGEST}, got {value!r}.")
+
 
 @functools.lru_cache(maxsize=8)
 def _mel_filters(n_fft: int, num_mel_bins: int, sampling_rate: int) -> torch.Tensor:
@@ -87,6 +95,9 @@ class MssFeatureExtractor(SequenceFeatureExtractor):
         features (`str`): `"log_mel"` gives `input_features` `(W, T / hop_length, feature_size)`; `"waveform"` gives
             `input_values` `(W, T / 3)`, resampled to `waveform_rate`, for the HuBERT of ablation A1.
         waveform_rate (`int`): rate of `input_values` in hertz (Hz).
+
+    Raises:
+        ValueError: sizes and rates that are no positive whole numbers, or STFT windows that leave samples out.
     """
 
     model_input_names = ["input_features"]
@@ -104,6 +115,14 @@ class MssFeatureExtractor(SequenceFeatureExtractor):
     ):
         if features not in ("log_mel", "waveform"):
             raise ValueError(f"`features` must be 'log_mel' or 'waveform', got {features!r}.")
+        sizes = {"feature_size": feature_size, "sampling_rate": sampling_rate, "waveform_rate": waveform_rate}
+        for name, value in {**sizes, "n_fft": n_fft, "hop_length": hop_length}.items():
+            require_whole_number(name, value)
+        if n_fft < hop_length or (n_fft - hop_length) % 2:
+            raise ValueError(
+                "`n_fft` must be at least `hop_length` and differ from it by an even number, which is divided between "
+                f"both ends of a window, got {n_fft} and {hop_length}."
+            )
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         self.n_fft = n_fft
         self.hop_length = hop_length

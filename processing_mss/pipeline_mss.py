@@ -9,6 +9,7 @@ from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 
+from .audio_reader_mss import AudioReader, damage_message
 from .options_mss import SeparationOptions
 from .separation_mss import StemStream, separate_song
 from .song_mss import Song
@@ -41,6 +42,7 @@ class AudioSourceSeparationPipeline(Pipeline):
     def __init__(self, *args, batch_size: int | None = None, **kwargs):
         # The base class would count songs; windows are what this pipeline batches.
         super().__init__(*args, windows_per_batch=batch_size, **kwargs)
+        self.processor.check_model(self.model.config)
         SeparationOptions(**self._forward_params).check(self.model.config)
         if self.model.config.untrained:
             logger.warning(
@@ -52,8 +54,9 @@ class AudioSourceSeparationPipeline(Pipeline):
         """Separate a song, or each of a list of songs.
 
         Args:
-            inputs: path or URL (str), the bytes of a file, an array `(samples,)` or `(channels, samples)` (with
-                `sampling_rate`), or a dictionary with `array` (or `raw`) and `sampling_rate`; or a list of these.
+            inputs: path or URL (str), the bytes of a file, an `AudioReader` (which can limit what it reads), an array
+                `(samples,)` or `(channels, samples)` (with `sampling_rate`), or a dictionary with `array` (or `raw`)
+                and `sampling_rate`; or a list of these. What a damaged file has lost is silent, and a warning tells it.
             sampling_rate (`int`, *optional*): of an array, in hertz (Hz); 48000 if not given.
             stems (`list[str]`, *optional*): those wanted, in this order; all if not given. Where tokens are written,
                 vocals come first: alone they take a quarter of the steps.
@@ -155,8 +158,13 @@ class AudioSourceSeparationPipeline(Pipeline):
         return {} if sampling_rate is None else {"sampling_rate": sampling_rate}, given, {}
 
     def preprocess(self, inputs, sampling_rate=None):
+        if isinstance(inputs, AudioReader):
+            return {"song": Song.from_reader(inputs)}
         if isinstance(inputs, (str, os.PathLike, bytes)):
-            return {"song": Song.from_file(inputs)}
+            reader = AudioReader(inputs)
+            if reader.losses:
+                logger.warning(damage_message(reader.name, reader.losses))
+            return {"song": Song.from_reader(reader)}
         if isinstance(inputs, dict):
             waveform = inputs.get("array", inputs.get("raw"))
             rate = inputs.get("sampling_rate")
@@ -168,7 +176,9 @@ class AudioSourceSeparationPipeline(Pipeline):
                 rate = self.processor.sampling_rate
                 logger.warning(f"No `sampling_rate` given with the array: {rate} Hz is assumed.")
         else:
-            raise ValueError(f"Songs are paths, URLs, bytes, arrays or dictionaries, got {type(inputs).__name__}.")
+            raise ValueError(
+                f"Songs are paths, URLs, bytes, readers, arrays or dictionaries, got {type(inputs).__name__}."
+            )
         return {"song": Song.from_array(waveform, rate)}
 
     def _forward(self, model_inputs, **options):

@@ -11,6 +11,7 @@ import torch
 from transformers import ProcessorMixin
 from transformers.feature_extraction_utils import BatchFeature
 
+from .feature_extraction_mss import require_whole_number
 from .resampling_mss import StreamingResampler, resample
 from .song_mss import as_waveform
 from .windowing_mss import cross_fade, split_windows, window_starts
@@ -29,6 +30,9 @@ class MssProcessor(ProcessorMixin):
         overlap (`float`): share of a window that overlaps with the next and is cross-faded, from 0 to below 1.
         code_hop_length (`int`): samples per code frame; a window is a whole number of them.
         input_rms (`float`): level at which the model hears the whole song (root mean square of the mono mixture).
+
+    Raises:
+        ValueError: values that none of these can have.
     """
 
     def __init__(
@@ -41,17 +45,51 @@ class MssProcessor(ProcessorMixin):
         input_rms: float = 0.1,
         **kwargs,
     ):
+        for name, value in (("window_s", window_s), ("input_rms", input_rms)):
+            if not is_number(value) or not 0 < value < math.inf:
+                raise ValueError(f"`{name}` must be a positive number, got {value!r}.")
+        require_overlap(overlap)
+        require_whole_number("code_hop_length", code_hop_length)
+        names = stems if isinstance(stems, (list, tuple)) and all(isinstance(stem, str) for stem in stems) else ()
+        if not names or not all(names) or len(set(names)) < len(names):
+            raise ValueError(f"`stems` must be a list that names at least one track, each once, got {stems!r}.")
         self.stems = list(stems)
         self.window_s = window_s
         self.overlap = overlap
         self.code_hop_length = code_hop_length
         self.input_rms = input_rms
         super().__init__(feature_extractor, **kwargs)
+        self.window_samples()  # raises for less than a code frame
 
     @property
     def sampling_rate(self) -> int:
         """Rate in hertz (Hz) at which the model works."""
         return self.feature_extractor.sampling_rate
+
+    def check_model(self, config) -> None:
+        """Raise ValueError unless this is the processor of models with this configuration (an `MssConfig`)."""
+        if config.model_type != "mss":
+            raise ValueError(f"Separation needs a model of `model_type` 'mss', got one of {config.model_type!r}.")
+        extractor, codec = self.feature_extractor, config.codec_config
+        hears_waveform = config.conditional_encoder == "hubert"
+        pairs = {
+            "the stems": (self.stems, list(config.stems)),
+            "the sampling rate in hertz (Hz)": (self.sampling_rate, codec.sampling_rate),
+            "the samples of a code frame": (self.code_hop_length, codec.hop_length),
+            "what the model hears": (extractor.features, "waveform" if hears_waveform else "log_mel"),
+        }
+        if hears_waveform:
+            pairs["the rate of its input in hertz (Hz)"] = (extractor.waveform_rate, codec.semantic_sampling_rate)
+        else:
+            frames = self.code_hop_length / extractor.hop_length
+            pairs["the mel bands"] = (extractor.feature_size, config.encoder_config.num_mel_bins)
+            pairs["the frames of features per code frame"] = (frames, config.prefix_frames_per_code_frame)
+        for what, (ours, theirs) in pairs.items():
+            if ours != theirs:
+                raise ValueError(
+                    f"Processor and model do not belong together, {what}: {ours!r} in the processor, {theirs!r} in the "
+                    "model; load both from one checkpoint, as it was saved."
+                )
 
     def window_samples(self, window_s: float | None = None) -> int:
         """Samples of a window at the model's rate, a whole number of code frames."""
@@ -108,8 +146,7 @@ class MssProcessor(ProcessorMixin):
         Raises ValueError for a window of no code frame, or an overlap that is no share of it.
         """
         overlap = self.overlap if overlap is None else overlap
-        if not 0 <= overlap < 1:
-            raise ValueError(f"`overlap` is a share of the window, from 0 to below 1, got {overlap}.")
+        require_overlap(overlap)
         window = self.window_samples(window_s)
         overlap_samples = round(overlap * window)
         return (
@@ -199,6 +236,17 @@ class MssProcessor(ProcessorMixin):
             missing -= block.shape[-1]
             yield block
         yield resampler.finish()[..., :missing]
+
+
+def is_number(value) -> bool:
+    """Whether a value is a number; JSON also gives text and true."""
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+
+
+def require_overlap(overlap) -> None:
+    """Raise ValueError unless windows can overlap by this share of them."""
+    if not is_number(overlap) or not 0 <= overlap < 1:
+        raise ValueError(f"`overlap` is a share of the window, from 0 to below 1, got {overlap!r}.")
 
 
 __all__ = ["MssProcessor"]

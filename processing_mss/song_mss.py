@@ -1,13 +1,12 @@
 """A song that is read in blocks, as often as needed: a file of any length, or an array."""
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from .audio_io_mss import AudioReader
+from .audio_reader_mss import AudioReader
 
 READ_SAMPLES = 2**18  # of a block: 6 s at 44.1 kHz
 MAX_CHANNELS = 32  # more "channels" than this are samples: the array is transposed
@@ -37,9 +36,8 @@ class Song:
         return cls(sampling_rate, *waveform.shape, blocks=lambda: iter(waveform.split(READ_SAMPLES, dim=-1)))
 
     @classmethod
-    def from_file(cls, source: str | os.PathLike | bytes) -> "Song":
-        """Path, URL, or the bytes of a file, see `AudioReader`. Raises AudioReadError."""
-        reader = AudioReader(source)
+    def from_reader(cls, reader: AudioReader) -> "Song":
+        """What a reader of a file gives. Raises ValueError if it has too many channels, or an impossible rate."""
         check_layout((reader.num_channels, reader.num_samples), reader.sampling_rate)
         return cls(
             reader.sampling_rate,
@@ -73,15 +71,24 @@ def as_waveform(audio: np.ndarray | torch.Tensor | list, sampling_rate: int) -> 
     Floating point stays as it is; PCM integers get full scale 1.
 
     Raises:
-        ValueError: other types, no samples, NaN or infinity, wrong shape or rate.
+        ValueError: other types, tensors without plain samples, no samples, NaN or infinity, wrong shape or rate.
     """
     if not isinstance(audio, torch.Tensor):
-        array = np.asarray(audio)
+        try:
+            array = np.asarray(audio)
+        except (ValueError, TypeError, RuntimeError) as error:  # of numpy and of what it asks for its samples
+            raise ValueError(
+                f"Audio must be an array, or lists of numbers of one length, got a {type(audio).__name__} that is "
+                "none: its channels differ in length, or have no samples in memory."
+            ) from error
         if array.dtype.name not in (*INTEGER_RANGES, "float16", "float32", "float64"):
             raise ValueError(
                 f"Audio must be floating point, or integers of type {list(INTEGER_RANGES)}, got {array.dtype}."
             )
         audio = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+    if audio.is_meta or audio.is_nested or audio.layout != torch.strided:
+        kind = "meta" if audio.is_meta else "nested" if audio.is_nested else str(audio.layout).removeprefix("torch.")
+        raise ValueError(f"Audio must be a dense tensor with its samples in memory, got one of kind {kind!r}.")
     name = str(audio.dtype).removeprefix("torch.")
     if name not in INTEGER_RANGES and not audio.is_floating_point():
         raise ValueError(

@@ -5,8 +5,10 @@ MSS_MAX_SECONDS, the longest song that is taken (default: 600). Gradio reads its
 """
 
 import contextlib
+import math
 import os
 import tempfile
+import time
 from concurrent.futures import CancelledError
 from pathlib import Path
 
@@ -16,8 +18,16 @@ from matplotlib.figure import Figure
 from transformers import pipeline
 
 import mss_lm  # noqa: F401  (makes transformers know the separator)
-from processing_mss import DEFAULT_MODEL, AudioWriter, log_mel_spectrogram, read_audio, resample
+from processing_mss import (
+    DEFAULT_MODEL,
+    AudioReader,
+    AudioWriter,
+    damage_message,
+    log_mel_spectrogram,
+)
 
+READ_LIMIT_S = 60  # seconds that a song may take to be decoded once
+MAX_WIDTH = 8 * 48000  # samples of all channels in a second of the longest song, on average: 7.1 at 48 kHz
 PICTURE_RANGE = 11.5  # of log-mel magnitudes, from black to white: 100 dB
 HEADLINE = "# Music source separation\nA language model writes the stems of a song as tokens of a neural audio codec."
 UNTRAINED = "⚠️ **This checkpoint is untrained:** the stems are noise, whatever the song."
@@ -38,30 +48,62 @@ def separate(path: str | None, stems: list[str], output: str, request: gr.Reques
     if path is None or not stems:
         raise gr.Error("Upload or record a song first." if path is None else "Choose at least one stem.")
     stopped_sessions.discard(request.session_hash)
-
-    def on_progress(done: int, total: int):
-        if request.session_hash in stopped_sessions:
-            raise CancelledError("Cancelled.")
-        progress((done, total), desc="Separating")
-
+    watch = Watch(request.session_hash, progress, Path(path).name)
     progress(0, desc="Reading")
     with tempfile.TemporaryDirectory() as folder:  # deleted once Gradio, after `yield`, has copied the files
-        files = {label: f"{folder}/{Path(path).stem}_{label}.wav" for label in stem_names if label in stems}
+        files = {label: f"{folder}/{Path(path).stem[:100]}_{label}.wav" for label in stem_names if label in stems}
         try:
-            write_stems(path, files, output, on_progress)
+            write_stems(path, files, output, watch)
+            progress(None, desc="Drawing")
+            picture = draw_spectrograms({"mixture": path, **files})
         except (ValueError, RuntimeError, OSError, CancelledError) as error:
-            raise gr.Error(str(error).replace(path, Path(path).name), duration=None, print_exception=False) from error
-        progress(None, desc="Drawing")
-        yield *map(files.get, stem_names), draw_spectrograms({"mixture": path, **files})
+            raise gr.Error(str(error).replace(path, watch.name), duration=None, print_exception=False) from error
+        yield *map(files.get, stem_names), picture
 
 
-def write_stems(path: str, files: dict[str, str], output: str, on_progress):
+class Watch:
+    """Looks at one separation: shows how far it is, and ends it when its session wants that or reading takes too long.
+
+    One song is separated at a time: what never ends would keep everybody waiting.
+    """
+
+    def __init__(self, session: str, progress: gr.Progress, name: str):
+        self.session, self.progress, self.name = session, progress, name
+        self.deadline = time.monotonic() + READ_LIMIT_S
+
+    def on_read(self, seconds: float):
+        self._check_stopped()
+        if time.monotonic() > self.deadline:
+            raise ValueError(f"Reading {self.name} takes more than {READ_LIMIT_S} s: is it whole?")
+
+    def on_whole(self, reader: AudioReader):
+        """The song was read once, and can be: now it is separated, in time that its length tells."""
+        self.deadline = math.inf
+        if reader.num_samples * reader.num_channels > max_seconds * MAX_WIDTH:
+            raise ValueError(
+                f"{self.name} has {reader.num_channels} channels at {reader.sampling_rate} Hz, too many for a song of "
+                "this length here: cut it, or take fewer channels or a lower rate."
+            )
+        if reader.losses:
+            gr.Warning(damage_message(self.name, reader.losses), duration=None)
+
+    def on_progress(self, done: int, total: int):
+        self._check_stopped()
+        self.progress((done, total), desc="Separating")
+
+    def _check_stopped(self):
+        if self.session in stopped_sessions:
+            raise CancelledError("Cancelled.")
+
+
+def write_stems(path: str, files: dict[str, str], output: str, watch: Watch):
     """Block by block, in memory that does not grow with the song."""
-    stream = pipe.stream(path, stems=list(files), output=output, clip_mode="rescale", progress_callback=on_progress)
-    seconds = stream.num_samples / stream.sampling_rate
-    if seconds > max_seconds:
-        raise ValueError(f"The song has {seconds:.0f} s, this Space takes {max_seconds:g} s at most. Cut it first.")
     with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(AudioReader(path, max_seconds=max_seconds, on_read=watch.on_read))
+        watch.on_whole(reader)
+        stream = pipe.stream(
+            reader, stems=list(files), output=output, clip_mode="rescale", progress_callback=watch.on_progress
+        )
         layout = stream.sampling_rate, stream.num_channels
         writers = {label: stack.enter_context(AudioWriter(file, *layout)) for label, file in files.items()}
         for block in stream:
@@ -74,8 +116,9 @@ def draw_spectrograms(files: dict[str, str]) -> Figure:
     figure = Figure(figsize=(10, 1.5 * len(files)), layout="constrained")
     white = None
     for axes, (label, file) in zip(figure.subplots(len(files), sharex=True), files.items()):
-        waveform, rate = read_audio(file)
-        mono = resample(torch.from_numpy(waveform).mean(dim=0), rate, 48000)
+        with AudioReader(file) as reader:
+            blocks = map(torch.from_numpy, reader.blocks(2**18))
+            mono = torch.cat(list(pipe.processor.mono_blocks(blocks, reader.sampling_rate)))
         mono = torch.nn.functional.pad(mono, (0, max(-len(mono) % 960, 2880 - len(mono))))
         picture = log_mel_spectrogram(mono).T.numpy()
         white = picture.max() if white is None else white

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from filelock import FileLock
 from transformers import GenerationConfig
 
 from commands_mss.main import main
@@ -63,19 +64,103 @@ def test_two_stems_and_what_the_pipeline_can_more(song, tmp_path, model_dir):
     assert soundfile.info(tmp_path / "out" / "song" / "no_vocals.wav").channels == 1
 
 
-def test_what_is_there_is_left_alone_unless_told_otherwise(song, tmp_path, model_dir, capsys):
+def test_only_what_was_made_from_the_same_song_with_the_same_options_is_left_as_it_is(
+    song, tmp_path, model_dir, capsys
+):
     out = tmp_path / "out"
-    arguments = ["separate", str(song), "--model", model_dir, "--output_dir", str(out)]
+    arguments = ["separate", str(song), "--model", model_dir, "--output_dir", str(out), "--window_s", "0.8"]
     vocals, bass = out / "song" / "vocals.wav", out / "song" / "bass.wav"
     vocals.parent.mkdir(parents=True)
     vocals.write_text("mine")
-    assert main([*arguments, "--stems", "vocals"]) == 0  # all that was asked for is there
-    assert "left as it is" in capsys.readouterr().out
-    assert main([*arguments, "--stems", "vocals", "bass"]) == 1
-    assert "--overwrite" in capsys.readouterr().err and not bass.exists()
+    for stems in (["vocals"], ["vocals", "bass"]):
+        assert main([*arguments, "--stems", *stems]) == 1
+        assert "not by this program" in capsys.readouterr().err and not bass.exists()
     assert vocals.read_text() == "mine"
-    assert main([*arguments, "--stems", "vocals", "bass", "--overwrite"]) == 0
+    both = [*arguments, "--stems", "vocals", "bass"]
+    assert main([*both, "--overwrite"]) == 0
+    made = vocals.read_bytes()
     assert soundfile.info(vocals).frames == soundfile.info(bass).frames == 44100
+
+    bass.unlink()  # as after a kill between two renames: what is left is ours, and is made again
+    capsys.readouterr()
+    assert main(both) == 0 and "wrote" in capsys.readouterr().out
+    assert main(both) == 0 and "left as it is" in capsys.readouterr().out
+    assert main([*both, "--output", "generated"]) == 1 and "other options" in capsys.readouterr().err
+    other = tmp_path / "other" / "song.wav"
+    other.parent.mkdir()
+    soundfile.write(other, np.zeros((100, 1)), 44100)
+    assert main(["separate", str(other), *both[2:]]) == 1 and "another song" in capsys.readouterr().err
+    assert vocals.read_bytes() == made
+
+
+@pytest.mark.parametrize("link", [None, "symlink_to", "hardlink_to"])
+def test_a_stem_never_replaces_a_song(song, tmp_path, model_dir, capsys, link):
+    before = song.read_bytes()
+    target = song.rename(tmp_path / "vocals.wav") if link is None else tmp_path / "vocals.wav"
+    if link:
+        getattr(target, link)(song)
+    given = song if link else target
+    arguments = ["separate", str(given), "--model", model_dir, "--output_dir", str(tmp_path), "--overwrite"]
+    assert main([*arguments, "--filename", "{stem}.{ext}"]) == 1
+    assert "would replace the song" in capsys.readouterr().err and given.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} <= {"song.wav", "vocals.wav"}
+
+
+def test_odd_entries_do_not_lose_the_others(song, tmp_path, model_dir, capsys):
+    album = tmp_path / "album"
+    for folder in ("empty", "CD1"):
+        (album / folder).mkdir(parents=True)
+    (album / "loop").symlink_to(album)
+    (album / "none.wav").symlink_to(album / "none.wav")
+    (album / "nothing.wav").touch()
+    flac = album / "CD1" / "song.flac"
+    soundfile.write(flac, soundfile.read(song)[0] / 2, 44100)
+    song.rename(album / "CD1" / "song.wav")
+    inputs = [str(album / "empty"), str(album), str(album / "CD1" / "song.wav")]
+    arguments = ["separate", *inputs, "--model", model_dir, "--output_dir", str(album), "--stems", "vocals"]
+    assert main([*arguments, "--window_s", "0.8"]) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    for text in ("No audio file in", "goes to the same files", "none.wav", "nothing.wav"):
+        assert sum(text in line for line in errors) == 1, (text, errors)
+    assert len(errors) == 4
+    # The album is its own output folder: the stems of the first run are no songs of the second.
+    made = ["CD1/song/vocals.wav", "song/vocals.wav"]
+    for _ in range(2):
+        assert [name for name in files_in(album) if "vocals" in name] == made
+        main([*arguments, "--window_s", "0.8"])
+
+
+def test_damage_is_told_and_strict_refuses_it(song, tmp_path, model_dir, capsys):
+    content = song.read_bytes()
+    song.write_bytes(content[: len(content) // 2])
+    arguments = ["separate", str(song), "--model", model_dir, "--output_dir", str(tmp_path / "out")]
+    assert main([*arguments, "--window_s", "0.8", "--strict"]) == 1
+    assert "error" in (told := capsys.readouterr().err) and "is damaged" in told and not files_in(tmp_path / "out")
+    assert main([*arguments, "--window_s", "0.8"]) == 0
+    assert "warning" in (told := capsys.readouterr().err) and "is damaged: lost are the last 0.5" in told
+
+
+def test_what_a_kill_left_goes_with_the_next_run_and_others_stay(song, tmp_path, model_dir):
+    out = tmp_path / "out"
+    for name in ("dead", "alive"):
+        (out / f".separating-{name}").mkdir(parents=True)
+        (out / f".separating-{name}" / "0.wav").touch()
+    (out / ".separating-dead" / "lock").touch()
+    with FileLock(out / ".separating-alive" / "lock"):
+        assert main(["separate", str(song), "--model", model_dir, "--output_dir", str(out), "--stems", "vocals"]) == 0
+        assert sorted(path.name for path in out.iterdir()) == [".separating-alive", "song"]
+
+
+def test_tracebacks_are_shown_to_those_who_ask_for_them(monkeypatch, capsys, song, tmp_path, model_dir):
+    arguments = ["separate", str(song), "--model", model_dir, "--output_dir", str(tmp_path / "out"), "--window_s", "-1"]
+    for debug in ("0", "1"):
+        monkeypatch.setenv("MSS_DEBUG", debug)
+        assert main(arguments) == 1
+        assert ("Traceback" in capsys.readouterr().err) == (debug == "1")
+    monkeypatch.setenv("MSS_DEBUG", "0")
+    monkeypatch.setattr("commands_mss.separate.find_songs", lambda *arguments: {}["a mistake"])
+    assert main(arguments) == 1
+    assert "KeyError: 'a mistake' (a mistake of this program" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -93,12 +178,12 @@ def test_peaks_that_16_bits_cannot_hold(tmp_path, model_dir, clip_mode, expected
 
 
 @pytest.mark.parametrize("stop_in", ["write", "__exit__"])
-@pytest.mark.parametrize("by", ["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize("by", ["Ctrl-C", "SIGTERM", "SIGHUP"])
 def test_an_interrupted_run_leaves_no_half_file(song, tmp_path, model_dir, monkeypatch, capsys, stop_in, by):
     def interrupt(self, *arguments):
         if by == "Ctrl-C":
             raise KeyboardInterrupt  # not by its signal: shells make processes in the background ignore that
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.Signals[by])
 
     monkeypatch.setattr(AudioWriter, stop_in, interrupt)
     arguments = ["separate", str(song), "--model", model_dir, "--output_dir", str(tmp_path / "out")]
@@ -154,12 +239,11 @@ def test_a_bad_file_does_not_stop_the_others_and_leaves_nothing(song, tmp_path, 
     [
         (["none.wav"], "no such file"),
         (["{song}", "--stems", "guitar"], "guitar"),
-        (["{song}", "--filename", "{track}.{ext}"], "would both write"),
+        (["{song}", "--filename", "{track}.{ext}"], "put {stem}"),
         (["{song}", "--filename", "{title}.wav"], "--filename may hold"),
         (["{song}", "--filename", "{track.name}/{stem}.wav"], "--filename may hold"),
         (["{song}", "--filename", "../{stem}.wav"], "no file inside"),
         (["{song}", "--filename", "/tmp/{stem}.wav"], "no file inside"),
-        (["{song}", "{song}"], "would both write"),
         (["{song}", "--format", "flac", "--bits", "32f"], "use wav"),
         (["{song}", "--temperature", "0.5"], "do_sample=True"),
         (["{song}", "--device", "cuda:99"], "CUDA" if not torch.cuda.is_available() else "device"),

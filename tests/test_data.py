@@ -144,11 +144,67 @@ def test_a_manifest_survives_a_kill_in_the_middle_of_a_line(tmp_path):
     assert path.read_bytes() == content and "two" in writer and "three" not in writer
     with pytest.raises(ValueError, match="already"):
         writer.add(Song("two", "train", {}, 1.0, 48000, "test"))
-    path.write_text('{"id": "x"}\n')
-    with pytest.raises(ManifestError, match=r"manifest.jsonl, line 1"):
-        read_manifest(path)
     with pytest.raises(ManifestError, match="No manifest"):
         read_manifest(tmp_path / "none.jsonl")
+
+
+SONG = {
+    "id": "a/b",
+    "split": "train",
+    "stems": {"bass": ["b.wav"]},
+    "duration": 2,
+    "sampling_rate": 8000,
+    "source": "x",
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": 5}, "`id` must be a string, got 5"),
+        ({"id": "../x"}, "'../x' leads out of the folder"),
+        ({"id": "a/../../x"}, "leads out of the folder"),
+        ({"id": "/x"}, "leads out of the folder"),
+        ({"id": ""}, "leads out of the folder"),
+        ({"stems": "vocals"}, "`stems` must be lists of files by stem"),
+        ({"stems": {"vocals": "v.wav"}}, "`stems.vocals` must be a list of files, .* got 'v.wav'"),
+        ({"stems": {"vocals": [1]}}, r"`stems.vocals` must be a list of files, .* got \[1\]"),
+        ({"stems": {"../vocals": []}}, "without slashes, got '../vocals'"),
+        ({"duration": float("nan")}, "`duration` must be a positive number of seconds, got nan"),
+        ({"duration": float("inf")}, "`duration` .* got inf"),
+        ({"duration": -1}, "`duration` .* got -1"),
+        ({"duration": "2"}, "`duration` .* got '2'"),
+        ({"duration": True}, "`duration` .* got True"),
+        ({"sampling_rate": 8000.5}, "`sampling_rate` must be a positive whole number"),
+        ({"sampling_rate": True}, "`sampling_rate` .* got True"),
+        ({"licence": None}, "`licence` must be a string"),
+        ({"mixture": 3}, "`mixture` must be a string, or left out"),
+        ({"confidence": 1.5}, "`confidence` must be a number from 0 to 1"),
+        ({"folder": "x"}, r"no fields \['folder'\]"),
+    ],
+)
+def test_a_line_that_is_no_song_is_named(tmp_path, change, message):
+    path = tmp_path / "manifest.jsonl"
+    path.write_text(json.dumps(SONG) + "\n\n" + json.dumps({**SONG, **change}) + "\n")
+    with pytest.raises(ManifestError, match=rf"manifest.jsonl, line 3: .*{message}"):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"[1]", r"must be a JSON object with the fields of a song, got \[1\]"),
+        (b"7", "must be a JSON object"),
+        (b'{"id": "x"}', r"needs the fields \['split', 'stems', 'duration', 'sampling_rate', 'source'\]"),
+        (b'{"id": "x"', "It is no JSON: .* at character 11"),
+        (b'"\xff"', "utf-8"),
+    ],
+)
+def test_a_line_of_another_kind_is_named(tmp_path, line, message):
+    path = tmp_path / "manifest.jsonl"
+    path.write_bytes(line)
+    with pytest.raises(ManifestError, match=rf"manifest.jsonl, line 1: .*{message}"):
+        read_manifest(path)
 
 
 def test_a_killed_preparation_goes_on_where_it_stopped(tmp_path):
@@ -185,6 +241,11 @@ def test_a_piece_equals_the_same_piece_of_the_whole_file(tmp_path, rate, suffix)
         window = expected[round(start_s * 48000) :][:48000]
         # Linear interpolation is a coarse reference for 22.05 kHz; a shift by one sample would be far outside.
         assert np.abs(piece - window)[100:-100].max() < (0.08 if rate == 22050 else 0.03)
+    soundfile.write(path.with_name("nan.wav"), np.where(np.arange(100000) == 60000, np.nan, 0), rate, subtype="FLOAT")
+    with pytest.raises(AudioReadError, match=r"nan\.wav: it holds NaN"):
+        read_piece(path.with_name("nan.wav"), 0.0, 240000, 48000, tmp_path)
+    with pytest.raises(AudioReadError, match=r"none\.wav: there is no such file"):
+        read_piece(path.with_name("none.wav"), 0.0, 240000, 48000, tmp_path)
     beyond = read_piece(path, 4.5, 48000, 48000, tmp_path)
     assert beyond.shape == (48000,) and (beyond[25000:] == 0).all() and beyond[:23000].abs().max() > 0.05
     assert probe_audio(path).duration == 5.0

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import pipeline
 
@@ -20,7 +21,7 @@ from evaluation_mss.calibration import calibrate
 from modeling_mss import MssConfig, MssForConditionalGeneration
 from tests.test_training import arguments, read_log
 from tests.tiny import masked_options, small_corpus, tiny_codec, tiny_training_config
-from training_mss import recipe
+from training_mss import recipe, run_state
 from training_mss.configuration import load_config
 from training_mss.run_state import last_state
 
@@ -135,6 +136,19 @@ def test_the_best_weights_are_exported_not_the_last(folder):
     best = load_file(folder / "spoilt" / "best" / "separator.safetensors")
     exported = load_file(folder / "spoilt" / "final" / "model.safetensors")
     assert all(torch.equal(exported[name], weight) for name, weight in best.items())
+
+
+def test_the_best_weights_on_a_full_disk_are_an_error_and_no_half_file(folder, capsys, monkeypatch):
+    def half_a_file(state, path):
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(run_state, "save_file", half_a_file)
+    assert train(folder, "masks", "full", max_steps=1) == 1
+    best = folder / "full" / "best"
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"Cannot write {best / 'separator.safetensors'} (Error while serializing" in error
+    assert not list(best.iterdir())
 
 
 def test_the_language_model_goes_on_from_the_masks_and_leaves_them_alone(folder, told):

@@ -1,5 +1,6 @@
 """The checkpoint that ships: it is trained, it is what its card says, and it separates a song it has never heard."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,16 @@ def test_the_codec_beside_the_separator_writes_the_codes_that_it_reads(separate)
         torch.testing.assert_close(codec.state_dict()[name], weight, atol=0, rtol=0)
     codes = codec.encode(torch.zeros(1, codec.config.hop_length))
     assert codes.acoustic_codes.shape == codes.semantic_codes.shape == (1, codec.config.num_codebooks, 1)
+
+
+def test_every_file_that_is_loaded_has_its_checksum():
+    folder = Path(DEFAULT_MODEL)
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    known = {name: digest for digest, name in (line.split("  ") for line in lines)}
+    paths = [path for kind in ("json", "safetensors") for path in folder.rglob(f"*.{kind}")]
+    assert known == {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths
+    }
 
 
 def test_the_weights_fit_the_budget():

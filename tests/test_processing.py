@@ -21,6 +21,7 @@ from processing_mss import (
     write_audio,
 )
 from processing_mss.resampling_mss import resample
+from processing_mss.song_mss import as_waveform
 from processing_mss.windowing_mss import overlap_add, split_windows, window_starts
 from tests.tiny import tiny_processor
 
@@ -213,3 +214,18 @@ def test_integer_audio_has_full_scale_one():
         assert processor(integers, 48000)["gain"].item() == pytest.approx(gain, rel=1e-2)
     assert processor((noise * 32767).astype(">i2")[::-1], 48000)["gain"].item() == pytest.approx(gain, rel=1e-3)
     assert processor(noise * 1e25, 48000)["gain"].item() == pytest.approx(gain * 1e-25, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [
+        (torch.zeros(100, device="meta"), "'meta'"),
+        (torch.zeros(2, 100).to_sparse(), "'sparse_coo'"),
+        (torch.nested.nested_tensor([torch.zeros(3), torch.zeros(4)], layout=torch.jagged), "'nested'"),
+        ([[0.0, 0.5], [0.0]], "got a list"),
+        ([torch.zeros(100, device="meta")], "got a list"),
+    ],
+)
+def test_arrays_without_plain_samples_are_refused(audio, message):
+    with pytest.raises(ValueError, match=rf"^Audio must be .*{message}"):
+        as_waveform(audio, 48000)

@@ -111,8 +111,16 @@ def test_what_cannot_be_separated_is_said_readably(client, song, tmp_path):
         separate(client, text)
     long = tmp_path / "long.wav"
     soundfile.write(long, np.zeros(8000 * (ALLOWED_SECONDS + 1)), 8000)
-    with pytest.raises(AppError, match=f"has 61 s, this Space takes {ALLOWED_SECONDS} s at most"):
+    with pytest.raises(AppError, match=f"long.wav as audio: it has 61 s, {ALLOWED_SECONDS} s at most are taken"):
         separate(client, long)
+    playlist = tmp_path / "list.wav"
+    playlist.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{song}\n#EXT-X-ENDLIST\n")
+    with pytest.raises(AppError, match=r"Cannot read list\.wav as audio: is it wav"):
+        separate(client, playlist)
+    many = tmp_path / "many.wav"
+    soundfile.write(many, np.zeros((8000 * 59, 50)), 8000)
+    with pytest.raises(AppError, match=r"many\.wav has 50 channels at 8000 Hz, too many"):
+        separate(client, many)
     with pytest.raises(AppError, match="at least one stem"):
         separate(client, song, [])
     with pytest.raises(AppError, match="Upload or record a song first"):

@@ -1,22 +1,30 @@
 """Training as a user runs it: the script, its folders, what happens when it is killed."""
 
+import errno
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
+from transformers import HubertModel
 
 import train_accelerate
 from modeling_mss import HCodecConfig, HCodecModel, MssConfig, MssForConditionalGeneration
-from tests.tiny import small_corpus, tiny_codec, tiny_model, tiny_processor, tiny_training_config
+from tests.tiny import small_corpus, tiny_codec, tiny_hubert_config, tiny_model, tiny_processor, tiny_training_config
+from training_mss import half_precision, reporting
 from training_mss.configuration import load_config
 from training_mss.optimization import learning_rate_factor
+from training_mss.run_state import last_state
 from training_mss.separator_step import SeparatorStage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,6 +76,11 @@ def losses(record: dict) -> dict:
     """Losses and learning rates; perplexities and some accuracies are no means over crops."""
     names = ("loss", "mel", "stft", "waveform", "commitment", "semantic", "ratio_mask", "learning_rate")
     return {name: value for name, value in record.items() if name.removeprefix("train/").split("/")[0] in names}
+
+
+def weights_of(output_dir: Path) -> bytes:
+    """The exported weights, byte by byte."""
+    return (output_dir / "final" / "model.safetensors").read_bytes()
 
 
 def start_training(arguments: list[str], processes: int, **environment: str) -> list[subprocess.Popen]:
@@ -164,15 +177,64 @@ def test_the_codec_is_not_trained_in_bf16_on_cpus(tmp_path, config, corpus):
         run_training(arguments("codec", config, corpus, tmp_path / "run", *more), 1)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, config, corpus, codec_dir, processes):
+@pytest.mark.parametrize(
+    ("stage", "damaged_file", "share"),
+    [
+        ("hubert", "optimizer.bin", 0.5),
+        ("codec", "codec.safetensors", 0.9),
+        ("separator", "custom_checkpoint_0.pkl", 0),
+    ],
+)
+def test_a_run_goes_on_from_the_last_whole_checkpoint_as_if_nothing_had_happened(
+    tmp_path, config, corpus, codec_dir, caplog, capsys, stage, damaged_file, share
+):
+    """As after the machine went down in the last step: a log of all, half a line, and a checkpoint that was cut off."""
+    HubertModel(tiny_hubert_config()).save_pretrained(tmp_path / "heard_through")
+    inputs = {"hubert": ["--set", "hubert.relabel_step=3"], "codec": ["--hubert", f"{tmp_path}/heard_through"]}
+    more = inputs.get(stage, ["--codec", codec_dir])
+    whole = tmp_path / "whole"
+    assert train_accelerate.main(arguments(stage, config, corpus, whole, *more)) == 0
+
+    stopped = shutil.copytree(whole, tmp_path / "stopped")
+    shutil.rmtree(stopped / "final")
+    with open(stopped / "log.jsonl", "a") as log:
+        log.write('{"step": 5, "train/lo')
+    newest, before = (stopped / "checkpoints" / f"step-0000000{step}" for step in (4, 2))
+    content = (newest / damaged_file).read_bytes()
+    (newest / damaged_file).write_bytes(content[: int(share * len(content))])
+    assert last_state(stopped).step == 2
+    resumed = arguments(stage, config, corpus, stopped, "--resume", *more)
+    assert train_accelerate.main(resumed) == 0
+    (warning,) = [record.message for record in caplog.records if "is damaged" in record.message]
+    assert str(newest) in warning and f"going on from {before}" in warning and damaged_file in warning
+
+    # Usage of a codec's entries is a mean over steps that starts anew.
+    ours, theirs = ({step: losses(record) for step, record in read_log(folder).items()} for folder in (stopped, whole))
+    assert ours == theirs and read_log(stopped, "validation") == read_log(whole, "validation")
+    assert weights_of(stopped) == weights_of(whole)
+    assert {path.name for path in (stopped / "checkpoints").iterdir()} == {
+        "step-00000002",
+        "step-00000004",
+        "step-00000004.damaged-1",
+    }
+
+    for folder in (before, newest):
+        (folder / damaged_file).write_bytes(b"")
+    assert train_accelerate.main(resumed) == 1
+    assert (
+        f"No checkpoint in {stopped / 'checkpoints'} is whole (step-00000004: {damaged_file}" in capsys.readouterr().err
+    )
+    assert last_state(stopped).step == 0 and newest.is_dir()
+
+
+def test_a_killed_run_of_two_processes_goes_on_as_if_nothing_had_happened(tmp_path, config, corpus, codec_dir):
     dropout = ["separator.model.decoder_config.attention_dropout=0.2", "separator.model.encoder_config.dropout=0.2"]
     settings = ["--set", *dropout, "separator.crops.remix_probability=0.5", "separator.max_steps=8"]
     more = ["--codec", codec_dir, *settings]
-    run_training(arguments("separator", config, corpus, tmp_path / "whole", *more), processes)
+    run_training(arguments("separator", config, corpus, tmp_path / "whole", *more), 2)
 
     killed = tmp_path / "killed"
-    running = start_training(arguments("separator", config, corpus, killed, *more), processes)
+    running = start_training(arguments("separator", config, corpus, killed, *more), 2)
     deadline = time.monotonic() + 120
     while not list(killed.glob("checkpoints/step-*4")) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -182,10 +244,11 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, config, corpu
         process.communicate()
     assert not (killed / "final").exists(), "the run was over before it could be killed"
     resumed = arguments("separator", config, corpus, killed, "--resume", *more)
-    run_training(resumed, processes)
+    run_training(resumed, 2)
 
     for part in ("train", "validation"):  # the validation uses the moving average of the weights
         assert read_log(killed, part) == read_log(tmp_path / "whole", part)
+    assert weights_of(killed) == weights_of(tmp_path / "whole")
     assert len(list(killed.glob("checkpoints/step-*"))) == 2
     assert not list(killed.glob("checkpoints/.*"))
 
@@ -278,6 +341,71 @@ def test_losses_that_are_not_finite_are_skipped_counted_and_fatal(
     bad_steps.update(range(10_000))
     assert train_accelerate.main(arguments("separator", config, corpus, tmp_path / "bad", *more)) == 1
     assert "were not finite" in capsys.readouterr().err
+    # Fewer than that, but all there are: nothing was learned.
+    assert (
+        train_accelerate.main(arguments("separator", config, corpus, tmp_path / "none", *more, "--max_steps", "2")) == 1
+    )
+    assert "None of the 2 updates could be made" in capsys.readouterr().err
+    assert read_log(tmp_path / "none")[2]["train/loss"] is None and not (tmp_path / "none" / "final").exists()
+
+
+@pytest.mark.parametrize(("samples", "message"), [([np.nan], "it holds NaN or infinity"), ([], "Error opening")])
+def test_a_worker_that_cannot_read_a_file_ends_the_run_with_its_name(
+    tmp_path, config, codec_dir, capsys, samples, message
+):
+    corpus, bad = small_corpus(tmp_path / "corpus", songs=1), tmp_path / "corpus" / "bad.wav"
+    manifest = corpus / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace("0_drums.npy", bad.name))
+    soundfile.write(bad, np.array(samples * 150000), 48000, subtype="FLOAT")
+    bad.write_bytes(bad.read_bytes() if samples else b"no audio")
+    output_dir = tmp_path / "run"
+    more = ["--codec", codec_dir, "--num_workers", "2"]
+    assert train_accelerate.main(arguments("separator", config, corpus, output_dir, *more)) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("train_accelerate.py: error: Cannot ") and f"{bad}: {message}" in error
+    assert "Traceback" not in error and not (output_dir / "final").exists()
+
+
+def test_a_full_disk_leaves_nothing_half_and_the_run_goes_on_when_there_is_room(
+    tmp_path, config, corpus, codec_dir, capsys, monkeypatch
+):
+    output_dir = tmp_path / "run"
+    more = ["--codec", codec_dir, "--max_steps", "2", "--resume", "--set", "separator.generated_crops=0"]
+
+    def error_of_run() -> str:
+        assert train_accelerate.main(arguments("separator", config, corpus, output_dir, *more)) == 1
+        return capsys.readouterr().err.splitlines()[-1]
+
+    def half_a_file(model, directory, **options):
+        (Path(directory) / "model.safetensors").write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    def no_room(*given, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    save, calls = torch.save, []
+
+    def second_fails(*given, **options):
+        calls.append(given)
+        if len(calls) == 2:
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")  # torch's words
+        return save(*given, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reporting, "open", no_room, raising=False)
+        assert f"Cannot write {output_dir / 'log.jsonl'} ([Errno 28] No space left on device; " in error_of_run()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", second_fails)
+        assert f"Cannot write {output_dir}/checkpoints/step-00000002 ([enforce fail" in error_of_run()
+    assert not list((output_dir / "checkpoints").iterdir())
+    (output_dir / "checkpoints" / ".step-00000001.tmp").mkdir()  # of a run that was killed
+    with monkeypatch.context() as patch:
+        patch.setattr(MssForConditionalGeneration, "save_pretrained", half_a_file)
+        assert f"Cannot write {output_dir / 'final'} (Error while serializing: I/O error: No space" in error_of_run()
+    names = {path.name for path in output_dir.iterdir()} | {path.name for path in output_dir.glob("checkpoints/*")}
+    assert names == {"log.jsonl", "checkpoints", "step-00000002"}
+    assert train_accelerate.main(arguments("separator", config, corpus, output_dir, *more)) == 0
+    assert (output_dir / "final" / "README.md").is_file() and sorted(read_log(output_dir)) == [1, 2]
 
 
 def test_the_bank_and_the_device_corpus_train_too(tmp_path, config, corpus, codec_dir):
@@ -292,7 +420,7 @@ def test_the_bank_and_the_device_corpus_train_too(tmp_path, config, corpus, code
     assert list(output_dir.rglob("vocals_expected.wav"))
 
 
-def test_wrong_usage_says_what_to_do(tmp_path, config, corpus, codec_dir, capsys):
+def test_wrong_usage_says_what_to_do(tmp_path, config, corpus, codec_dir, capsys, monkeypatch):
     def fails(stage, *more) -> str:
         assert train_accelerate.main(arguments(stage, config, corpus, tmp_path / "run", *more)) == 1
         return capsys.readouterr().err
@@ -304,6 +432,12 @@ def test_wrong_usage_says_what_to_do(tmp_path, config, corpus, codec_dir, capsys
     assert "`separator.max_steps` must be of type int" in fails("separator", "--set", "separator.max_steps=many")
     (tmp_path / "run" / "checkpoints" / "step-00000004").mkdir(parents=True)
     assert "--resume" in fails("separator", "--codec", codec_dir)
+    assert half_precision.main([str(tmp_path), str(tmp_path / "half")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("half_precision: There is no model.safetensors")
+    monkeypatch.setenv("MSS_DEBUG", "1")
+    first, *_, last = fails("codec").splitlines()
+    assert first.startswith("Traceback") and last.startswith("train_accelerate.py: error: The codec's")
 
 
 def test_the_learning_rate_is_the_papers():

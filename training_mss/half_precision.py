@@ -11,9 +11,11 @@ codebooks stay equal.
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 LARGEST = torch.finfo(torch.float16).max
@@ -56,13 +58,19 @@ def halved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
 
 
-def main():
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="final/ of a run")
     parser.add_argument("target", help="folder to write")
-    options = parser.parse_args()
-    print(f"{options.target}: {halve(options.source, options.target) / 1e6:.1f} MB of weights")
+    options = parser.parse_args(arguments)
+    try:
+        num_bytes = halve(options.source, options.target)
+    except (ValueError, OSError, SafetensorError) as error:
+        print(f"half_precision: {error}", file=sys.stderr)
+        return 1
+    print(f"{options.target}: {num_bytes / 1e6:.1f} MB of weights")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,6 +7,7 @@ with N times the batch would.
 
 import itertools
 import signal
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from data_mss.augmentation import AugmentationConfig, AugmentationDraw, StemAugmentation, draw_levels, set_level
 from data_mss.dataset import StemDataset
@@ -106,7 +107,11 @@ class TrainingCrops:
         return list(range(first, first + size))
 
     def batches(self, first: int) -> Iterator[dict]:
-        """Batches from number `first` on, without end."""
+        """Batches from number `first` on, without end.
+
+        Raises:
+            AudioReadError: a file cannot be read; also from a worker, in one sentence.
+        """
         numbers = itertools.count(first)
         if self.bank is not None:
             self.bank.fill(first)
@@ -120,12 +125,15 @@ class TrainingCrops:
         else:
             index_lists = map(self.indices, numbers)
             for number, crops in zip(itertools.count(first), self._loader(index_lists)):
+                if isinstance(crops, Exception):
+                    raise crops
                 yield self.augment(crops, self.indices(number))
 
     def _loader(self, index_lists: Iterable[list[int]]) -> DataLoader:
         return DataLoader(
-            self.dataset,
-            batch_sampler=index_lists,
+            _Batches(self.dataset),
+            sampler=index_lists,
+            batch_size=None,
             num_workers=self.num_workers,
             pin_memory=self.device.type == "cuda",
             prefetch_factor=4 if self.num_workers else None,
@@ -151,6 +159,24 @@ class TrainingCrops:
         changed = self.augmentation.apply(original, draws, crops["remixed"], crops["known"])
         stems = set_level(changed, levels)
         return {"stems": stems, "mixture": self.augmentation.transmit(stems.sum(dim=1), draws), **labels}
+
+
+class _Batches(Dataset):
+    """Batches of a dataset, each by the list of its crops.
+
+    What cannot be read comes as the error itself: a loader raises those of its workers with a traceback for a message.
+    The worker's traceback goes along as a note, which shows where tracebacks do.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, indices: list[int]) -> dict | Exception:
+        try:
+            return default_collate([self.dataset[index] for index in indices])
+        except (ValueError, OSError) as error:
+            error.add_note(f"Where it was read:\n{traceback.format_exc()}")
+            return error
 
 
 def _leave_interrupts_to_the_loop(worker: int) -> None:

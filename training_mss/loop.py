@@ -4,14 +4,14 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import DistributedType, send_to_device
+from accelerate.utils import DistributedType, broadcast_object_list, send_to_device
 from tqdm.auto import tqdm
 
 from .inputs import TrainingCrops, Validation, seed_of
@@ -22,8 +22,11 @@ from .run_state import (
     checkpoint_folders,
     keep_frozen_weights_out,
     load_learned_weights,
+    newest_whole,
     save_checkpoint,
     save_learned_weights,
+    set_aside,
+    writing,
 )
 from .stage import Stage, unwrapped
 from .throughput import device_peak_flops
@@ -32,7 +35,7 @@ logger = get_logger(__name__)
 
 
 class NonFiniteLossError(RuntimeError):
-    """Too many updates in a row had a loss or gradient that is not finite."""
+    """Too many updates in a row, or all of a run, had a loss or gradient that is not finite."""
 
 
 @dataclass
@@ -96,7 +99,10 @@ class Training:
         """Train until `max_steps`, `max_train_minutes` or a signal; validate, and leave a checkpoint.
 
         Raises:
-            NonFiniteLossError: after `max_skipped_steps` updates in a row that could not be made.
+            NonFiniteLossError: after `max_skipped_steps` updates in a row that could not be made, or at the end, if
+                none was made.
+            ValueError: there are checkpoints and the run is not to go on from them, or none of them is whole.
+            OSError: a checkpoint or log cannot be written.
         """
         self._resume()
         self._set_mode(train=True)
@@ -106,11 +112,16 @@ class Training:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+        if self.state.step and self.state.num_skipped >= self.state.step:
+            raise NonFiniteLossError(
+                f"None of the {self.state.step} updates could be made, since no loss or gradient was finite: nothing "
+                "was learned, and nothing is exported. Lower the learning rate or look at the data, and start anew in "
+                "another --output_dir."
+            )
         return self.state
 
     def _loop(self) -> None:
         micro_steps = self.config.gradient_accumulation_steps
-        batches = self.crops.batches(self.state.step * micro_steps)
         progress = tqdm(
             total=self.config.max_steps,
             initial=self.state.step,
@@ -121,33 +132,33 @@ class Training:
         last_checkpoint = self.state.step if checkpoint_folders(self.options.output_dir) else None
         window_start, window_step, tick = time.monotonic(), self.state.step, time.monotonic()
         totals: dict[str, torch.Tensor] = {}
-        while self.state.step < self.config.max_steps and not self._must_stop():
-            torch.manual_seed(seed_of(self.options.seed, self.state.step, self.accelerator.process_index))
-            for name, value in self._update(batches, micro_steps).items():
-                totals[name] = totals[name] + value if name in totals else value
-            self.state.step += 1
-            self.state.train_seconds += time.monotonic() - tick
-            tick = time.monotonic()
-            progress.update()
-            step, options = self.state.step, self.options
-            if step % options.logging_steps == 0 or step == self.config.max_steps:
-                seconds, num_steps = time.monotonic() - window_start, step - window_step
-                metrics = self._averaged(totals, num_steps)
-                self.log.write(step, {**metrics, **self._speed(seconds, num_steps)}, "train")
-                progress.set_postfix(loss=f"{metrics['loss']:.3f}")
-                totals, window_start, window_step = {}, time.monotonic(), step
-            if step % options.validation_steps == 0 or step % options.checkpointing_steps == 0:
-                before = time.monotonic()
-                if step % options.validation_steps == 0:
-                    self.validate()
-                if step % options.checkpointing_steps == 0:
-                    save_checkpoint(self.accelerator, options.output_dir, step, options.total_limit)
-                    last_checkpoint = step
+        # The bar is closed before an error is reported: its line has no end of its own.
+        with progress, closing(self.crops.batches(self.state.step * micro_steps)) as batches:
+            while self.state.step < self.config.max_steps and not self._must_stop():
+                torch.manual_seed(seed_of(self.options.seed, self.state.step, self.accelerator.process_index))
+                for name, value in self._update(batches, micro_steps).items():
+                    totals[name] = totals[name] + value if name in totals else value
+                self.state.step += 1
+                self.state.train_seconds += time.monotonic() - tick
                 tick = time.monotonic()
-                self.closing_seconds = max(self.closing_seconds, tick - before)
-                window_start += tick - before
-        progress.close()
-        batches.close()
+                progress.update()
+                step, options = self.state.step, self.options
+                if step % options.logging_steps == 0 or step == self.config.max_steps:
+                    seconds, num_steps = time.monotonic() - window_start, step - window_step
+                    metrics = self._averaged(totals, num_steps)
+                    self.log.write(step, {**metrics, **self._speed(seconds, num_steps)}, "train")
+                    progress.set_postfix(loss=f"{metrics['loss']:.3f}")
+                    totals, window_start, window_step = {}, time.monotonic(), step
+                if step % options.validation_steps == 0 or step % options.checkpointing_steps == 0:
+                    before = time.monotonic()
+                    if step % options.validation_steps == 0:
+                        self.validate()
+                    if step % options.checkpointing_steps == 0:
+                        save_checkpoint(self.accelerator, options.output_dir, step, options.total_limit)
+                        last_checkpoint = step
+                    tick = time.monotonic()
+                    self.closing_seconds = max(self.closing_seconds, tick - before)
+                    window_start += tick - before
         if self.state.step % self.options.validation_steps:
             self.validate()
         if last_checkpoint != self.state.step:
@@ -245,7 +256,8 @@ class Training:
             self.state.best_step, self.state.best_scores = self.state.step, means
             if self.accelerator.is_main_process:
                 for name, player in self.plain.items():
-                    save_learned_weights(player, self._best_weights(name), self.stage.frozen)
+                    with writing(self._best_weights(name)):
+                        save_learned_weights(player, self._best_weights(name), self.stage.frozen)
 
     def _best_weights(self, player: str) -> Path:
         return self.options.output_dir / "best" / f"{player}.safetensors"
@@ -263,15 +275,15 @@ class Training:
         return stack
 
     def export(self, directory: Path) -> None:
-        """Write the trained model, from the main process: the best weights where a stage keeps them, else the last."""
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            with self.averaged_weights():
-                for name, player in self.plain.items():
-                    if self.state.best_step:
-                        load_learned_weights(player, self._best_weights(name), self.stage.frozen)
-                self.stage.export(directory)
-        self.accelerator.wait_for_everyone()
+        """Write the trained model: the best weights where a stage keeps them, else the last.
+
+        For the main process alone.
+        """
+        with self.averaged_weights():
+            for name, player in self.plain.items():
+                if self.state.best_step:
+                    load_learned_weights(player, self._best_weights(name), self.stage.frozen)
+            self.stage.export(directory)
 
     def _resume(self) -> None:
         folders = checkpoint_folders(self.options.output_dir)
@@ -281,9 +293,31 @@ class Training:
                 "on, or choose another --output_dir."
             )
         if folders:
-            self.accelerator.load_state(folders[-1])
-            logger.info(f"Resumed from {folders[-1]}.")
+            folder = self._newest_whole()
+            self.accelerator.load_state(folder)
+            logger.info(f"Resumed from {folder}.")
         self.log.forget_after(self.state.step)
+
+    def _newest_whole(self) -> Path:
+        """The checkpoint to go on from, the same for every process; damaged ones that are newer are set aside.
+
+        Raises:
+            ValueError: all are damaged; they stay as they are.
+        """
+        found = newest_whole(self.options.output_dir) if self.accelerator.is_main_process else (None, {})
+        folder, damages = broadcast_object_list([*found])
+        if folder is None:
+            reasons = "; ".join(f"{damaged.name}: {what}" for damaged, what in damages.items())
+            raise ValueError(
+                f"No checkpoint in {self.options.output_dir / 'checkpoints'} is whole ({reasons}): put back a copy of "
+                "one, or start anew in another --output_dir."
+            )
+        if self.accelerator.is_main_process:
+            for damaged, what in damages.items():
+                logger.warning(
+                    f"{damaged} is damaged ({what}); going on from {folder}. It is kept as {set_aside(damaged).name}."
+                )
+        return folder
 
     def _must_stop(self) -> bool:
         """Whether time is up or a signal came, in any process."""

@@ -13,6 +13,8 @@ from accelerate import Accelerator
 
 from processing_mss import log_mel_spectrogram
 
+from .run_state import writing
+
 
 class RunLog:
     """Log of a run; everything is written by the main process.
@@ -38,8 +40,9 @@ class RunLog:
         whole = self.path.read_text(encoding="utf-8").split("\n")[:-1]
         kept = [line for line in whole if json.loads(line)["step"] <= step]
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        with writing(self.path):
+            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            os.replace(temporary, self.path)
 
     def write(self, step: int, values: dict[str, float], part: str) -> None:
         """Log numbers under `part/name`."""
@@ -49,7 +52,7 @@ class RunLog:
         self.accelerator.log(record, step=step)
         if self.accelerator.is_main_process:
             finite = {name: value if math.isfinite(value) else None for name, value in record.items()}
-            with open(self.path, "a", encoding="utf-8") as file:
+            with writing(self.path), open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **finite}) + "\n")
 
     def write_samples(self, step: int, samples: dict[str, torch.Tensor]) -> None:
@@ -58,10 +61,11 @@ class RunLog:
             return
         samples = {name: waveform.detach().float().cpu().clamp(-1, 1) for name, waveform in samples.items()}
         folder = self.sample_dir / f"step-{step:08d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, waveform in samples.items():
-            self._write_wav(folder / f"{name}.wav", waveform)
-        picture = folder / "spectrograms.png" if draw_spectrograms(samples, folder / "spectrograms.png") else None
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, waveform in samples.items():
+                self._write_wav(folder / f"{name}.wav", waveform)
+            picture = folder / "spectrograms.png" if draw_spectrograms(samples, folder / "spectrograms.png") else None
         for tracker in self.accelerator.trackers:
             self._track_samples(tracker, folder, list(samples), step, picture)
 

@@ -14,6 +14,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .half_precision import halve, halved
@@ -166,7 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         names = receive(options.folder, options.output_dir)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         print(f"returned: {error}", file=sys.stderr)
         return 1
     print(f"{options.output_dir}: {' '.join(names)}")

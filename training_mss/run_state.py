@@ -2,22 +2,28 @@
 
 A checkpoint is a folder `checkpoints/step-00001000`: Accelerate's state (optimisers, schedules, random generators), the
 weights of each player without what is frozen, and the run's state. It is written under a temporary name and renamed:
-what has its final name is whole.
+what has its final name is whole, unless the machine went down before the disk had it all. Such a one is renamed to
+`step-00001000.damaged-1` when a run resumes, and the one before it counts.
 """
 
 import os
 import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .stage import unwrapped
 
 CHECKPOINT_PREFIX = "step-"
+STATE_FILE = "custom_checkpoint_0.pkl"  # Accelerate's name for the first object that the loop registers
 
 
 @dataclass
@@ -47,33 +53,126 @@ class RunState:
 
 
 def checkpoint_folders(output_dir: str | os.PathLike) -> list[Path]:
-    """Whole checkpoints of a run, oldest first."""
+    """Checkpoints of a run, oldest first."""
     folders = (Path(output_dir) / "checkpoints").glob(f"{CHECKPOINT_PREFIX}*")
     return sorted(folder for folder in folders if folder.name.removeprefix(CHECKPOINT_PREFIX).isdigit())
 
 
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a file of a checkpoint, as that it was cut off; None: all are whole. Reads each once."""
+    if not (checkpoint / STATE_FILE).is_file():
+        return f"{STATE_FILE} is missing"
+    for path in sorted(checkpoint.iterdir()):
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt"):  # has a header with the size of all that follows
+                    pass
+            elif path.suffix in (".bin", ".pkl", ".pt"):  # torch.save: a zip file with checksums
+                with zipfile.ZipFile(path) as file:
+                    if part := file.testzip():
+                        return f"{path.name}: the checksum of {part} is wrong"
+        except (SafetensorError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError) as error:
+            return f"{path.name}: {error}"
+    return None
+
+
+def newest_whole(output_dir: str | os.PathLike) -> tuple[Path | None, dict[Path, str]]:
+    """The newest checkpoint that is whole, if there is one, and what is wrong with each newer one."""
+    damages = {}
+    for folder in reversed(checkpoint_folders(output_dir)):
+        what = damage(folder)
+        if what is None:
+            return folder, damages
+        damages[folder] = what
+    return None, damages
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Rename a damaged checkpoint, so that neither a resumed run takes it for its newest nor overwrites it."""
+    earlier = len(list(checkpoint.parent.glob(f"{checkpoint.name}.damaged-*")))
+    return checkpoint.rename(f"{checkpoint}.damaged-{earlier + 1}")
+
+
 def last_state(output_dir: str | os.PathLike) -> RunState:
-    """Where the newest checkpoint of a run stands; at the start, if there is none."""
+    """Where the newest whole checkpoint of a run stands; at the start, if there is none."""
     state = RunState()
-    if folders := checkpoint_folders(output_dir):
-        # Accelerate's name for the first object that the loop registers.
-        state.load_state_dict(torch.load(folders[-1] / "custom_checkpoint_0.pkl", weights_only=True))
+    folder, _ = newest_whole(output_dir)
+    if folder:
+        state.load_state_dict(torch.load(folder / STATE_FILE, weights_only=True))
     return state
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say of what is raised inside that `path` could not be written.
+
+    torch has only its own words for a full disk ("unexpected pos 704 vs 598"), and none of the writers names the file.
+
+    Raises:
+        OSError: with the reason and the room that is left.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        there = next(folder for folder in path.absolute().parents if folder.is_dir())
+        room = shutil.disk_usage(there).free / 2**20
+        raise OSError(
+            f"Cannot write {path} ({error}; {room:.0f} MiB are free there): once it can be written, --resume goes on "
+            "from the last checkpoint."
+        ) from error
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `folder` at the end, or is removed if something was raised.
+
+    Raises:
+        OSError: it cannot be written; what had the name before is still there.
+    """
+    temporary, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("tmp", "old"))
+    for left in (temporary, old):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        with writing(folder):
+            temporary.mkdir(parents=True)
+            yield temporary
+            if folder.is_dir():
+                os.replace(folder, old)
+            try:
+                os.replace(temporary, folder)
+            except OSError:
+                if old.is_dir():
+                    os.replace(old, folder)
+                raise
+    finally:
+        for left in (temporary, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def save_checkpoint(accelerator: Accelerator, output_dir: str | os.PathLike, step: int, total_limit: int) -> Path:
-    """Write a checkpoint, then delete the oldest ones beyond `total_limit`. Every process has to call it."""
+    """Write a checkpoint, then delete the oldest ones beyond `total_limit`. Every process has to call it.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; nothing of it is left.
+    """
     folder = Path(output_dir) / "checkpoints" / f"{CHECKPOINT_PREFIX}{step:08d}"
     temporary = folder.with_name(f".{folder.name}.tmp")
-    if accelerator.is_main_process:
+    try:
+        with writing(folder):
+            if accelerator.is_main_process:
+                for left in folder.parent.glob(f".{CHECKPOINT_PREFIX}*"):  # by a run that was killed
+                    shutil.rmtree(left, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            accelerator.wait_for_everyone()
+            accelerator.save_state(temporary)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                shutil.rmtree(folder, ignore_errors=True)  # the same step again, after a resumed run that did nothing
+                os.replace(temporary, folder)
+    except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(temporary)
-    accelerator.wait_for_everyone()
+        raise
     if accelerator.is_main_process:
-        shutil.rmtree(folder, ignore_errors=True)  # the same step again, after a resumed run that did nothing
-        os.replace(temporary, folder)
         for old in checkpoint_folders(output_dir)[:-total_limit]:
             # First out of sight, so that a kill in between leaves no half checkpoint under a valid name.
             hidden = old.with_name(f".{old.name}.old")
@@ -108,8 +207,11 @@ def save_learned_weights(module: nn.Module, path: Path, frozen: tuple[str, ...])
     """Write the state of a module without what is frozen, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    save_file({key: value.contiguous() for key, value in learned_weights(module, frozen).items()}, temporary)
-    os.replace(temporary, path)
+    try:
+        save_file({key: value.contiguous() for key, value in learned_weights(module, frozen).items()}, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def learned_weights(module: nn.Module, frozen: tuple[str, ...]) -> dict:
@@ -121,12 +223,14 @@ def load_learned_weights(module: nn.Module, path: Path, frozen: tuple[str, ...])
     """Load `NAME.safetensors` of a checkpoint; what is frozen stays as it is.
 
     Raises:
-        ValueError: the file is not there or belongs to another model.
+        ValueError: the file is not there, damaged, or belongs to another model.
     """
     if not path.is_file():
         raise ValueError(f"The checkpoint {path.parent} has no {path.name}: it was made by another stage.")
     try:
         result = module.load_state_dict(load_file(path), strict=False)
+    except SafetensorError as error:
+        raise ValueError(f"Cannot read {path}: {error}.") from error
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit this configuration: {error}") from error
     missing = [name for name in result.missing_keys if not name.startswith(frozen)]

@@ -1,0 +1,178 @@
+"""Which songs a command separates, where their stems go, and what is there already: nothing is lost by a mistake."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+WORK_PREFIX = ".separating-"
+MADE_BY = "stem by mss-lm"  # begins the comment in the tags of what we write
+
+
+@dataclass(frozen=True)
+class SongFile:
+    path: Path
+    track: str  # {track} of --filename: the name without suffix; inside a folder, with the path below it
+
+
+def find_songs(inputs: list[str], output_dir: Path) -> tuple[list[SongFile], list[str]]:
+    """Files as given, and the audio files inside folders (searched through), in order; and what is wrong with others.
+
+    A song that is named twice counts once. Stems of earlier runs are no songs: an output folder inside a folder of
+    songs is left out, and where it is that folder itself, or around it, what says that we made it.
+    """
+    from processing_mss import AUDIO_SUFFIXES, read_comment
+
+    songs, problems, seen = [], [], set()
+    output = os.path.realpath(output_dir)
+    for path in map(Path, inputs):
+        found = [SongFile(path, path.stem)]
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES)
+            files = [file for file in files if not file.is_dir()]
+            if _is_inside(output, os.path.realpath(path)):
+                files = [file for file in files if not _is_inside(os.path.realpath(file), output)]
+            else:
+                files = [file for file in files if not (read_comment(file) or "").startswith(MADE_BY)]
+            found = [SongFile(file, file.relative_to(path).with_suffix("").as_posix()) for file in files]
+            if not found:
+                problems.append(f"No audio file in {path} (looked for {', '.join(sorted(AUDIO_SUFFIXES))}).")
+        for song in found:
+            known = (os.path.realpath(song.path), song.track)
+            if known not in seen:
+                songs.append(song)
+            seen.add(known)
+    return songs, problems
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    return path != folder and Path(path).is_relative_to(folder)
+
+
+def plan_outputs(
+    songs: list[SongFile], stems: list[str], output_dir: Path, filename: str, suffix: str
+) -> tuple[list[tuple[SongFile, list[Path]]], list[str]]:
+    """Where each stem of each song goes; and why some songs can't be separated.
+
+    Args:
+        filename: pattern with {track}, {stem} and {ext}, below `output_dir`.
+        suffix: what {ext} is.
+
+    Raises:
+        ValueError: a pattern that is wrong whatever the song, or by which a stem would replace a song of this call.
+    """
+    plan, problems, taken = [], [], {}
+    root, given = os.path.realpath(output_dir), {}
+    for song in songs:
+        given[os.path.realpath(song.path)] = song
+        with contextlib.suppress(OSError):  # a file that is missing is told when it is read
+            given[_identity(song.path)] = song
+    for song in songs:
+        try:
+            names = [filename.format(track=song.track, stem=stem, ext=suffix) for stem in stems]
+        except (KeyError, IndexError, AttributeError, ValueError) as error:
+            raise ValueError(f"--filename may hold {{track}}, {{stem}} and {{ext}}, got {filename!r}.") from error
+        paths = [output_dir / name for name in names]
+        places = [os.path.realpath(path) for path in paths]
+        if len(set(places)) < len(places):
+            raise ValueError(f"All stems of {song.path} would be written to {paths[0]}: put {{stem}} in --filename.")
+        for path, place in zip(paths, places):
+            if not _is_inside(place, root) or path.is_dir():
+                raise ValueError(f"--filename {filename!r} gives {path}, which is no file inside {root}.")
+            identity = _identity(path) if path.exists() else None
+            if replaced := given.get(place) or given.get(identity):
+                raise ValueError(
+                    f"A stem of {song.path} would replace the song {replaced.path}: choose another --output_dir or "
+                    "--filename."
+                )
+        other = next((taken[place] for place in places if place in taken), None)
+        if other is not None:
+            problems.append(
+                f"{song.path} is left out: {other.path} goes to the same files ({paths[0]}). Separate it into another "
+                "--output_dir, or put {track} in --filename."
+            )
+            continue
+        taken.update(dict.fromkeys(places, song))
+        plan.append((song, paths))
+    return plan, problems
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Of the file, whatever names and links it has."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def weights_digest(model) -> str:
+    """SHA-256 of all weights."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def stem_comments(song: Path, stems: list[str], settings: dict) -> list[str]:
+    """What is written into the tags of each stem, by which the next run knows what it was made from, and how.
+
+    Raises ValueError if there is no such file.
+    """
+    if not song.is_file():  # opening a pipe could keep us waiting
+        reason = "it is no file but a pipe or a device" if song.exists() else "there is no such file"
+        raise ValueError(f"Cannot read {song}: {reason}.")
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    with open(song, "rb") as file:
+        digest.update(hashlib.file_digest(file, "sha256").digest())
+    return [f"{MADE_BY}: {stem}, of song and settings {digest.hexdigest()[:32]}" for stem in stems]
+
+
+def is_done(song: SongFile, paths: list[Path], comments: list[str]) -> bool:
+    """Whether all stems are there, made from this song with these settings.
+
+    Some of them only, left by a run that was killed, do not count, and may be replaced.
+
+    Raises:
+        ValueError: a file is there that is none of these stems.
+    """
+    from processing_mss import read_comment
+
+    there = [path.exists() for path in paths]
+    for path, comment, exists in zip(paths, comments, there):
+        if exists and read_comment(path) != comment:
+            raise ValueError(
+                f"{song.path} would replace {path}, which was made from another song, with other options, or not by "
+                "this program: choose another --output_dir or --filename, or --overwrite."
+            )
+    return all(there)
+
+
+@contextlib.contextmanager
+def work_folder(output_dir: Path) -> Iterator[Path]:
+    """A folder for unfinished files, inside `output_dir`; it goes, and so do those that a kill left there."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(output_dir)
+    # On Windows a file that is locked can't be removed: the lock ends first.
+    with tempfile.TemporaryDirectory(dir=output_dir, prefix=WORK_PREFIX) as folder, FileLock(Path(folder) / "lock"):
+        yield Path(folder)
+
+
+def remove_abandoned(output_dir: Path):
+    """Remove work folders that no running process holds: the system gives up the lock of one that was killed."""
+    for folder in output_dir.glob(f"{WORK_PREFIX}*"):
+        lock = folder / "lock"
+        if not lock.is_file():
+            continue  # another process is about to lock it
+        try:
+            with FileLock(lock, timeout=0):
+                shutil.rmtree(folder, ignore_errors=True)
+        except (Timeout, OSError):
+            continue

@@ -1,0 +1,453 @@
+"""Reading audio files by FFmpeg (PyAV), whole or block by block in memory that does not grow, and never trusting them.
+
+Only containers that hold their own sound are opened (`CONTAINERS`), known by their content and not by their name: no
+playlist, and nothing else that refers to other files or addresses. What is damaged is silent in what is read, so that
+all the rest stays in its place, and is told (`AudioReader.losses`).
+"""
+
+import contextlib
+import io
+import os
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from huggingface_hub import get_session
+from transformers.utils import logging
+
+try:
+    import av
+except ImportError:
+    av = None
+
+logger = logging.get_logger(__name__)
+
+AUDIO_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".aac", ".aif", ".aiff", ".wma"}
+AUDIO_SUFFIXES |= {".caf", ".mka", ".webm", ".wv"}
+# FFmpeg's names of wav (also RF64), Wave64, aiff, caf, flac, ogg, mp3, aac, m4a and mp4, mka and webm, wma, WavPack.
+CONTAINERS = ("wav", "w64", "aiff", "caf", "flac", "ogg", "mp3", "aac", "mov", "matroska", "asf", "wv")
+EXACT_CONTAINERS = ("wav", "w64", "aiff", "caf", "flac", "wv")  # whose headers count every sample
+# Start of the first chunk, layout of name and size, name of the one with samples, header bytes in its size.
+CHUNKS = {
+    b"RIFF": (12, "<4sI", b"data", 0),
+    b"RF64": (12, "<4sI", b"data", 0),
+    b"caff": (8, ">4sq", b"data", 0),
+    b"riff": (40, "<16sQ", b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a", 24),
+}
+CHUNK_ALIGNMENT = {b"RIFF": 2, b"RF64": 2, b"caff": 1, b"riff": 8}
+MAX_CHUNKS = 1000  # of a header
+GAP_S = 0.01  # between the times of two frames: shorter ones are rounding, not loss
+END_S = 0.1  # that may be missing at the end without being a loss, where headers do not count every sample
+MAX_LOST_SHARE = 0.5  # of what is read: beyond, the file is refused
+PIECE_SAMPLES = 2**16  # of silence at once
+MAX_DOWNLOAD_BYTES = 2**31
+DOWNLOAD_TIMEOUT_S = 30  # without a byte
+
+Pieces = Iterator[np.ndarray]  # of decoded audio, (channels, samples) float32
+
+
+class AudioReadError(ValueError):
+    """A file is missing, empty, too long, too damaged, NaN in places, or nothing that is read as audio."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Audio that a damaged file no longer holds.
+
+    Args:
+        start_s: where, in seconds of what is read.
+        duration_s: how much. It is silent there, or, at the end, missing; 0 for an end of unknown length.
+        at_end: whether it is missing at the end.
+    """
+
+    start_s: float
+    duration_s: float
+    at_end: bool = False
+
+    def __str__(self):
+        if self.at_end:
+            return f"the last {self.duration_s:.3f} s" if self.duration_s else "an end of unknown length"
+        return f"{self.duration_s:.3f} s at {self.start_s:.3f} s"
+
+
+def read_audio(source: str | os.PathLike | bytes) -> tuple[np.ndarray, int]:
+    """Read a whole file: path, URL (http or https), or the bytes of a file. A warning tells what was damaged in it.
+
+    Returns:
+        waveform `(channels, samples)` float32, and its rate in hertz (Hz).
+
+    Raises:
+        AudioReadError: see there.
+    """
+    name, source = _locate(source)
+    decoding = _Decoding(name, source)
+    pieces = list(decoding)
+    decoding.check_losses()
+    if decoding.losses:
+        logger.warning(damage_message(name, decoding.losses))
+    return np.concatenate(pieces, axis=1), decoding.sampling_rate
+
+
+class AudioReader(contextlib.AbstractContextManager):
+    """A file that is read block by block, as often as wanted: the same samples that `read_audio` gives.
+
+    Opening decodes the file once and keeps nothing, because the headers of some formats only estimate the length. So
+    errors come now and not after an hour, and `num_samples` is exact. A URL is downloaded once and its bytes are kept.
+
+    Attributes:
+        name: of the source, for messages.
+        sampling_rate: in hertz (Hz).
+        num_channels, num_samples: of what `blocks` delivers.
+        losses: what the file is too damaged to give, in order (`Loss`); empty for a whole file.
+
+    Args:
+        source: as for `read_audio`.
+        strict: refuse a file of which anything is lost.
+        max_seconds: refuse a longer file, from its header where that tells, or as soon as so much was decoded.
+        on_read: called with the seconds decoded so far, now and in every pass, also while bytes are read that give no
+            audio. An exception raised in it ends the reading: the place to cancel, and to limit time.
+
+    Raises:
+        AudioReadError: see there; from `blocks` if the file changed since it was opened.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike | bytes,
+        strict: bool = False,
+        max_seconds: float | None = None,
+        on_read: Callable[[float], None] | None = None,
+    ):
+        self.name, self._source = _locate(source)
+        self._max_seconds, self._on_read = max_seconds, on_read
+        decoding = self._decode()
+        for piece in decoding:
+            self.num_channels = len(piece)
+        decoding.check_losses(strict)
+        self.num_samples, self.sampling_rate = decoding.num_samples, decoding.sampling_rate
+        self.losses = decoding.losses
+        self._passes = contextlib.ExitStack()
+
+    def __exit__(self, *exception):
+        """Close the file, also for passes that have not reached its end."""
+        self._passes.close()
+
+    def blocks(self, block_samples: int) -> Iterator[np.ndarray]:
+        """From the beginning, `(channels, block_samples)` float32 each; the last block is shorter if need be."""
+        if block_samples < 1:
+            raise ValueError(f"`block_samples` must be at least 1, got {block_samples}.")
+        blocks = self._blocks(block_samples)
+        self._passes.callback(blocks.close)
+        return blocks
+
+    def _decode(self) -> "_Decoding":
+        return _Decoding(self.name, self._source, self._max_seconds, self._on_read)
+
+    def _blocks(self, block_samples: int) -> Iterator[np.ndarray]:
+        held, num_held = [], 0
+        decoding = self._decode()
+        for samples in decoding:
+            held.append(samples)
+            num_held += samples.shape[1]
+            if num_held >= block_samples:
+                joined = np.concatenate(held, axis=1)
+                num_held %= block_samples
+                ready = joined.shape[1] - num_held
+                held = [joined[:, ready:]]
+                for start in range(0, ready, block_samples):
+                    yield np.ascontiguousarray(joined[:, start : start + block_samples])
+        if decoding.num_samples != self.num_samples:
+            raise AudioReadError(
+                f"{self.name} changed while it was read: it had {self.num_samples} samples, now {decoding.num_samples}."
+            )
+        if num_held:
+            yield np.concatenate(held, axis=1)
+
+
+def damage_message(name: str, losses: list[Loss]) -> str:
+    """One sentence about what is lost, and where."""
+    shown = ", ".join(map(str, losses[:4])) + (f" and {len(losses) - 4} more places" if len(losses) > 4 else "")
+    return f"{name} is damaged: lost are {shown}."
+
+
+def read_comment(path: str | os.PathLike) -> str | None:
+    """The comment in a file's tags, as `AudioWriter` writes it; None if there is none, or the file is no audio."""
+    try:
+        with open(path, "rb") as file, _open_container(_Source(file, lambda: None)) as container:
+            tags = {key.lower(): value for key, value in container.metadata.items()}
+    except (OSError, ValueError):
+        return None
+    return tags.get("comment")
+
+
+def _locate(source: str | os.PathLike | bytes) -> tuple[str, str | bytes]:
+    """A source's name for messages, and its path or bytes."""
+    name = "the given bytes" if isinstance(source, bytes) else str(source)
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        source = _download(source)
+    if isinstance(source, bytes):
+        size = len(source)
+    elif not os.path.exists(source):
+        raise AudioReadError(f"Cannot read {name}: there is no such file.")
+    elif not os.path.isfile(source):  # a pipe could keep us waiting for ever
+        raise AudioReadError(f"Cannot read {name}: it is no file but a folder, a pipe or a device.")
+    else:
+        source, size = os.fspath(source), os.path.getsize(source)
+    if size == 0:
+        raise AudioReadError(f"Cannot read {name}: it is empty (0 bytes).")
+    return name, source
+
+
+def _download(url: str) -> bytes:
+    content = bytearray()
+    try:
+        with get_session().stream("GET", url, follow_redirects=True, timeout=DOWNLOAD_TIMEOUT_S) as response:
+            if response.status_code != 200:
+                raise AudioReadError(f"Cannot download {url}: the server answered {response.status_code}.")
+            for part in response.iter_bytes():
+                content += part
+                if len(content) > MAX_DOWNLOAD_BYTES:
+                    raise AudioReadError(f"Cannot download {url}: it has more than {MAX_DOWNLOAD_BYTES} bytes.")
+    except AudioReadError:
+        raise
+    except Exception as error:  # the client's exceptions differ between versions of huggingface_hub
+        raise AudioReadError(f"Cannot download {url}: {error}") from error
+    return bytes(content)
+
+
+class _Source:
+    """The file that FFmpeg sees: it has no name, and is not read over and over."""
+
+    def __init__(self, file: io.BufferedIOBase, on_read: Callable[[], None]):
+        self._file, self._on_read = file, on_read
+        self._left = 4 * file.seek(0, os.SEEK_END) + 2**26  # bytes
+        self.seek, self.tell = file.seek, file.tell
+        file.seek(0)
+
+    def read(self, size: int) -> bytes:
+        self._on_read()
+        content = self._file.read(size)
+        self._left -= len(content)
+        if self._left < 0:
+            raise AudioReadError("The file was read four times and no end was found.")
+        return content
+
+
+def _open_container(source: _Source) -> "av.container.InputContainer":
+    """Raises AudioReadError where there is no audio in it that is read."""
+    if av is None:
+        raise ImportError("Reading audio files needs PyAV (pip install av).")
+    options = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "none", "err_detect": "crccheck"}
+    try:
+        return av.open(source, options=options, metadata_errors="ignore")
+    except av.FFmpegError as error:
+        raise AudioReadError("is it wav, flac, mp3, ogg, m4a, aac, aiff, caf, mka, wma or wv, and whole?") from error
+
+
+class _Decoding:
+    """One pass over a file: iterate over it, then read the attributes.
+
+    Attributes:
+        num_samples, sampling_rate, losses: of what was decoded so far.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: str | bytes,
+        max_seconds: float | None = None,
+        on_read: Callable[[float], None] | None = None,
+    ):
+        self.name, self._source = name, source
+        self._max_seconds, self._on_read = max_seconds, on_read
+        self.num_samples, self.sampling_rate, self.losses = 0, 0, []
+
+    def __iter__(self) -> Pieces:
+        with io.BytesIO(self._source) if isinstance(self._source, bytes) else open(self._source, "rb") as file:
+            try:
+                with _open_container(_Source(file, self._tell)) as container:
+                    yield from self._checked(self._pieces(container, file))
+            except AudioReadError as error:
+                raise AudioReadError(f"Cannot read {self.name} as audio: {error}") from error
+            except (av.FFmpegError if av else ()) as error:  # a layout that it can't convert, for one
+                raise AudioReadError(f"Cannot read {self.name} as audio: {error.strerror}.") from error
+
+    def _tell(self):
+        if self._on_read is not None:
+            self._on_read(self.num_samples / self.sampling_rate if self.sampling_rate else 0.0)
+
+    def check_losses(self, strict: bool = False):
+        """Raises AudioReadError if more is lost than is good for anything; with `strict`, if anything is."""
+        lost = sum(loss.duration_s for loss in self.losses if not loss.at_end) * self.sampling_rate
+        if lost > MAX_LOST_SHARE * self.num_samples or (strict and self.losses):
+            raise AudioReadError(damage_message(self.name, self.losses))
+
+    def _checked(self, pieces: Pieces) -> Pieces:
+        """Counts samples, and sees that they are finite and not too many."""
+        for piece in pieces:
+            if not np.isfinite(piece).all():
+                raise AudioReadError("it holds NaN or infinity.")
+            self.num_samples += piece.shape[1]
+            self._check_length(self.num_samples / self.sampling_rate, "more than ")
+            self._tell()
+            yield piece
+        if self.num_samples == 0:
+            raise AudioReadError("no sample could be decoded.")
+
+    def _check_length(self, seconds: float, at_least: str = ""):
+        if self._max_seconds is not None and seconds > self._max_seconds:
+            raise AudioReadError(
+                f"it has {at_least}{seconds:.0f} s, {self._max_seconds:g} s at most are taken; cut it."
+            )
+
+    def _pieces(self, container: "av.container.InputContainer", file: io.BufferedIOBase) -> Pieces:
+        """Every frame at its time, silence where one is missing."""
+        if not container.streams.audio:
+            raise AudioReadError("there is no audio stream in it.")
+        stream = container.streams.audio[0]
+        if stream.codec_context is None or not stream.rate:
+            raise AudioReadError("its audio is in a codec that is not known here.")
+        self.sampling_rate = rate = stream.rate
+        stated = _stated_samples(container, stream, file)
+        if stated is not None:
+            self._check_length(stated / rate)
+        # A frame whose checksum is wrong is lost: what FFmpeg would make of it may be noise at full scale.
+        stream.codec_context.options = {"err_detect": "crccheck+explode"}
+        converter, layout = av.AudioResampler(format="flt", layout=stream.layout, rate=rate), stream.layout.name
+        num_samples, origin, unread_s = 0, None, 0.0
+        for packet in _packets(container, stream):
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                unread_s += float((packet.duration or 0) * stream.time_base)
+                continue
+            for frame in frames:
+                if (frame.layout.name, frame.sample_rate) != (layout, rate):
+                    unread_s += frame.samples / rate
+                    continue
+                if frame.pts is not None:
+                    time = frame.pts * frame.time_base
+                    if origin is None:
+                        # Frames of wma begin late by what the decoder holds back: nothing is lost before them.
+                        known = stream.start_time is not None and container.format.name != "asf"
+                        origin = stream.start_time * stream.time_base if known else time
+                    gap = round((time - origin) * rate) - num_samples
+                    # A time beyond the end is no time: damaged itself.
+                    if gap > GAP_S * rate and (stated is None or num_samples + gap <= stated):
+                        self.losses.append(Loss(num_samples / rate, gap / rate))
+                        num_samples += gap
+                        yield from _silence(len(frame.layout.channels), gap)
+                unread_s = 0.0
+                frame.pts = None
+                for converted in converter.resample(frame):
+                    num_samples += converted.samples
+                    yield _as_array(converted)
+        for converted in converter.resample(None):
+            num_samples += converted.samples
+            yield _as_array(converted)
+        if counted := _data_bytes(file):  # FFmpeg goes by what is there
+            stated = round(num_samples * counted[0] / counted[1])
+        cut_off = container.format.name == "ogg" and not _last_ogg_page(file)[1]
+        self._add_missing_end(container, stated, num_samples, unread_s, cut_off)
+
+    def _add_missing_end(self, container, stated: int | None, num_samples: int, unread_s: float, cut_off: bool):
+        """After all frames: `unread_s` of packets that gave none since the last one."""
+        missing_s = unread_s if stated is None else (stated - num_samples) / self.sampling_rate
+        tolerance_s = 0 if container.format.name in EXACT_CONTAINERS else END_S
+        if missing_s > tolerance_s or cut_off:
+            self.losses.append(Loss(num_samples / self.sampling_rate, max(missing_s, 0.0), at_end=True))
+
+
+def _as_array(frame: "av.AudioFrame") -> np.ndarray:
+    """Interleaved -> `(channels, samples)`. PyAV crashes where more than eight channels are planes of their own."""
+    return np.ascontiguousarray(frame.to_ndarray().reshape(frame.samples, -1).T)
+
+
+def _packets(container, stream) -> Iterator["av.Packet"]:
+    """Until the end, or where a container is so damaged that nothing more is found in it."""
+    try:
+        yield from container.demux(stream)
+    except av.FFmpegError:
+        return
+
+
+def _silence(num_channels: int, num_samples: int) -> Pieces:
+    for start in range(0, num_samples, PIECE_SAMPLES):
+        yield np.zeros((num_channels, min(PIECE_SAMPLES, num_samples - start)), dtype=np.float32)
+
+
+def _stated_samples(container, stream, file: io.BufferedIOBase) -> int | None:
+    """How many samples the headers promise; None where they do not, or only guess."""
+    name, rate, alone = container.format.name, stream.rate, len(container.streams) == 1
+    if name == "aac" or (name == "mp3" and not _mp3_counts_its_frames(file)):
+        return None
+    if stream.duration is None:
+        return round(container.duration * rate / 1e6) if container.duration and alone else None
+    stated = round(stream.duration * stream.time_base * rate)
+    if name == "ogg" and alone:  # FFmpeg leaves out a last page that is damaged
+        granule, _ = _last_ogg_page(file)
+        return max(stated, granule - (stream.start_time or 0))
+    return stated
+
+
+def _data_bytes(file: io.BufferedIOBase) -> tuple[int, int] | None:
+    """Bytes of samples: as stated by the header of a wav, Wave64 or caf file, and as there are; None if it states none.
+
+    Programs that write to a pipe state the largest number, or none.
+    """
+    size, head = _size(file), _read_at(file, 0, 40)
+    if head[:4] not in CHUNKS:
+        return None
+    start, layout, wanted, counted = CHUNKS[head[:4]]
+    length = struct.calcsize(layout)
+    for _ in range(MAX_CHUNKS):
+        header = _read_at(file, start, length)
+        if len(header) < length:
+            return None
+        name, stated = struct.unpack(layout, header)
+        if name == wanted:
+            if head[:4] == b"RF64" and stated == 2**32 - 1:
+                stated = int.from_bytes(head[28:36], "little")
+            elif head[:4] == b"RIFF" and stated % 2**31 > 2**31 - 2**16:
+                return None
+            stated, available = stated - counted, size - start - length
+            return (stated, available) if stated > available > 0 else None
+        step = length + stated - counted
+        start += step + -step % CHUNK_ALIGNMENT[head[:4]] if step > 0 else length
+    return None
+
+
+def _last_ogg_page(file: io.BufferedIOBase) -> tuple[int, bool]:
+    """Its granule, which is the sample that it ends with; and whether it says that it is the last one."""
+    tail = _read_at(file, max(0, _size(file) - 2**16), 2**16)
+    start = tail.rfind(b"OggS")
+    if start < 0 or len(tail) < start + 14:
+        return 0, False
+    return int.from_bytes(tail[start + 6 : start + 14], "little", signed=True), bool(tail[start + 5] & 4)
+
+
+def _mp3_counts_its_frames(file: io.BufferedIOBase) -> bool:
+    """Whether the first frame counts the others; where it does not, FFmpeg guesses."""
+    head, start = _read_at(file, 0, 10), 0
+    if head.startswith(b"ID3"):  # tags and pictures, their size given in 7 bits a byte
+        start = 10 + sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0)))
+    frame = _read_at(file, start, 4096)
+    return any(name in frame for name in (b"Xing", b"Info", b"VBRI"))
+
+
+def _size(file: io.BufferedIOBase) -> int:
+    place = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(place)
+    return size
+
+
+def _read_at(file: io.BufferedIOBase, start: int, size: int) -> bytes:
+    """Without moving the place where FFmpeg reads on."""
+    place = file.tell()
+    try:
+        file.seek(start)
+        return file.read(size)
+    finally:
+        file.seek(place)

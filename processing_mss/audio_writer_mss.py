@@ -1,0 +1,172 @@
+"""Writing audio files, whole or block by block: wav, flac or mp3; a file appears complete or not at all."""
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+try:
+    import soundfile
+except ImportError:
+    soundfile = None
+
+SUBTYPES = {"16": "PCM_16", "24": "PCM_24", "32f": "FLOAT"}  # of --bits
+SAMPLE_BYTES = {"16": 2, "24": 3, "32f": 4}
+FORMATS = ("wav", "flac", "mp3")
+WAV_LIMIT = 2**32 - 2**16  # bytes of samples: a wav header counts with 32 bits, and is itself counted
+PIECE_SAMPLES = 2**16  # copied at once
+
+
+class AudioWriteError(ValueError):
+    """Audio cannot be written: the format, bits, rate or channels asked for, or what the samples are."""
+
+
+def check_format(format_name: str, bits: str):
+    """Raise AudioWriteError unless `AudioWriter` knows this format ("wav") with this sample format ("16")."""
+    if format_name not in FORMATS or bits not in SUBTYPES:
+        raise AudioWriteError(
+            f"Cannot write {format_name!r} with bits={bits!r}: formats are {list(FORMATS)}, bits are {list(SUBTYPES)}."
+        )
+    if format_name == "flac" and bits == "32f":
+        raise AudioWriteError("flac holds 16 or 24 bits; use wav for 32f.")
+
+
+def write_audio(path: str | os.PathLike, waveform: np.ndarray, sampling_rate: int, bits: str = "16"):
+    """Write `(channels, samples)` float at once; the format follows the suffix (wav, flac, mp3).
+
+    Raises:
+        AudioWriteError: see `AudioWriter`.
+    """
+    with AudioWriter(path, sampling_rate, len(waveform), bits=bits) as writer:
+        writer.write(waveform)
+
+
+class AudioWriter(contextlib.AbstractContextManager):
+    """Writes a file block by block.
+
+    The file appears complete or not at all: it is written under a temporary name beside it, renamed at the end of the
+    `with` block, and removed if that ends in an exception. "32f" (wav only) keeps every value; all else is cut at full
+    scale. A wav whose samples pass 4 GiB (3.4 hours of stereo at 44.1 kHz in 32f) becomes an RF64 file, the wav with
+    64-bit sizes that current software reads; it is copied once at that point, so there has to be room for 4 GiB more.
+
+    Args:
+        path: its folder is made if need be.
+        sampling_rate: in hertz (Hz).
+        num_channels: of each block.
+        format: "wav", "flac" or "mp3"; the suffix of the path if not given.
+        bits: "16", "24" or "32f"; an mp3 has none.
+        comment: for the tags of the file; `read_comment` reads it again.
+
+    Raises:
+        AudioWriteError: format, bits, rate or channels that cannot be written, blocks of another shape or of integers,
+            NaN or infinity outside 32f, a full disk.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        sampling_rate: int,
+        num_channels: int,
+        format: str | None = None,
+        bits: str = "16",
+        comment: str | None = None,
+    ):
+        self._path = Path(path)
+        format_name = self._path.suffix.lower().removeprefix(".") if format is None else format
+        check_format(format_name, bits)
+        if soundfile is None:
+            raise ImportError("Writing audio needs soundfile (pip install soundfile).")
+        self._format, self._bits = format_name.upper(), bits
+        self._sampling_rate, self._num_channels = sampling_rate, num_channels
+        self._comment = comment
+        self._num_bytes = 0
+
+    def __enter__(self):
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._create(self._format)
+        return self
+
+    def write(self, block: np.ndarray):
+        """Append `(num_channels, samples)` float, full scale 1."""
+        block = np.asarray(block)
+        if block.ndim != 2 or len(block) != self._num_channels or block.dtype not in (np.float32, np.float64):
+            raise AudioWriteError(
+                f"Cannot write {self._path.name}: blocks must be float32 or float64 of shape "
+                f"({self._num_channels}, samples), got {block.dtype} of {block.shape}."
+            )
+        if self._format == "MP3" or self._bits != "32f":
+            # Not left to libsndfile: its mp3 encoder ends the whole process at NaN and at values far beyond 1.
+            if not np.isfinite(block).all():
+                raise AudioWriteError(f"Cannot write {self._path.name}: NaN or infinity in it.")
+            block = block.clip(-1, 1)
+        self._num_bytes += block.size * SAMPLE_BYTES[self._bits]
+        with self._explained():
+            if self._format == "WAV" and self._num_bytes > WAV_LIMIT:
+                self._move_to_rf64()
+            self._file.write(self._samples(block))
+
+    def _samples(self, block: np.ndarray) -> np.ndarray:
+        """`(channels, n)` -> `(n, channels)` as the file holds it; libsndfile itself would cut bits off, not round."""
+        if self._format == "MP3" or self._bits == "32f":
+            return block.T
+        steps = 2 ** (int(self._bits) - 1)
+        integers = np.rint(block.T * steps).clip(-steps, steps - 1)
+        if self._bits == "16":
+            return integers.astype(np.int16)
+        return integers.astype(np.int32) << 8  # libsndfile takes the upper 24 bits
+
+    def __exit__(self, exception_type, exception, traceback):
+        try:
+            with self._explained():
+                self._file.close()
+            if exception_type is None:
+                os.chmod(self._temporary, 0o666 & ~_umask())  # mkstemp makes files private
+                os.replace(self._temporary, self._path)
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+    def _create(self, format_name: str):
+        handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.stem}-", suffix=self._path.suffix)
+        os.close(handle)
+        self._format, self._temporary = format_name, Path(name)
+        subtype = "MPEG_LAYER_III" if format_name == "MP3" else SUBTYPES[self._bits]
+        try:
+            with self._explained():
+                self._file = soundfile.SoundFile(
+                    name, "w", self._sampling_rate, self._num_channels, subtype, format=format_name
+                )
+                if self._comment is not None:
+                    self._file.comment = self._comment
+        except BaseException:
+            self._temporary.unlink()
+            raise
+
+    def _move_to_rf64(self):
+        """Nothing in a wav header leaves room for 64-bit sizes, and few readers of 16-bit files know RF64: only now."""
+        self._file.close()
+        wav = self._temporary
+        try:
+            self._create("RF64")
+            with soundfile.SoundFile(wav) as written:
+                lossless = "float32" if self._bits == "32f" else "int32"
+                while len(samples := written.read(PIECE_SAMPLES, dtype=lossless, always_2d=True)):
+                    self._file.write(samples)
+        finally:
+            wav.unlink()
+
+    @contextlib.contextmanager
+    def _explained(self):
+        try:
+            yield
+        except soundfile.LibsndfileError as error:
+            raise AudioWriteError(
+                f"Cannot write {self._path.name}, {self._num_channels} channels at {self._sampling_rate} Hz: {error}"
+            ) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
