@@ -121,22 +121,26 @@ def add_quality_arguments(parser: argparse.ArgumentParser):
 
 def run(options: argparse.Namespace) -> int:
     # Imported here so that `--help` answers at once.
-    from transformers import AutoModel, AutoProcessor, pipeline
+    from transformers import pipeline
+    from transformers.utils import logging
 
-    import mss_lm  # noqa: F401  (registers the task)
-    from processing_mss import DEFAULT_MODEL, SeparationOptions, check_format
+    from modeling_mss import MssForConditionalGeneration
+    from processing_mss import DEFAULT_MODEL, MssProcessor, SeparationOptions, check_format
 
     # All that can be wrong with the options is found before the first song, not after hours.
     check_format(options.format, options.bits)
     songs, problems = find_songs(options.inputs, options.output_dir)
-    # Not by the pipeline, which tells what is wrong with a checkpoint in a page of text.
-    name = options.model or DEFAULT_MODEL
-    pipe = pipeline(
-        "audio-source-separation",
-        model=AutoModel.from_pretrained(name, dtype=options.dtype),
-        processor=AutoProcessor.from_pretrained(name),
-        device=options.device,
-    )
+    # Not by the pipeline, which tells what is wrong with a checkpoint in a page of text; so does the load report.
+    name, verbosity = options.model or DEFAULT_MODEL, logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model = MssForConditionalGeneration.from_pretrained(name, dtype=options.dtype)
+        processor = MssProcessor.from_pretrained(name)
+    except (AttributeError, KeyError, TypeError) as error:  # transformers' own, where a configuration is none
+        raise ValueError(f"{name} holds no separator ({type(error).__name__}: {error}): get it again.") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    pipe = pipeline("audio-source-separation", model=model, processor=processor, device=options.device)
     wanted = SeparationOptions(**call_options(options))
     wanted.check(pipe.model.config)
     stems = wanted.labels(pipe.model.config)
@@ -184,7 +188,8 @@ def separate_file(
 
         def on_read(seconds):
             if bar.total is None:
-                bar.set_postfix_str(f"read {seconds:.0f} s")
+                bar.set_postfix_str(f"read {seconds:.0f} s", refresh=False)
+                bar.update(0)  # shows it from time to time
 
         def on_progress(done, total):
             bar.total = total

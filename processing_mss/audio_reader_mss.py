@@ -23,6 +23,7 @@ except ImportError:
 
 logger = logging.get_logger(__name__)
 
+FFMPEG_ERRORS = (av.FFmpegError,) if av else ()
 AUDIO_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".aac", ".aif", ".aiff", ".wma"}
 AUDIO_SUFFIXES |= {".caf", ".mka", ".webm", ".wv"}
 # FFmpeg's names of wav (also RF64), Wave64, aiff, caf, flac, ogg, mp3, aac, m4a and mp4, mka and webm, wma, WavPack.
@@ -241,7 +242,7 @@ def _open_container(source: _Source) -> "av.container.InputContainer":
     options = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "none", "err_detect": "crccheck"}
     try:
         return av.open(source, options=options, metadata_errors="ignore")
-    except av.FFmpegError as error:
+    except FFMPEG_ERRORS as error:
         raise AudioReadError("is it wav, flac, mp3, ogg, m4a, aac, aiff, caf, mka, wma or wv, and whole?") from error
 
 
@@ -270,7 +271,7 @@ class _Decoding:
                     yield from self._checked(self._pieces(container, file))
             except AudioReadError as error:
                 raise AudioReadError(f"Cannot read {self.name} as audio: {error}") from error
-            except (av.FFmpegError if av else ()) as error:  # a layout that it can't convert, for one
+            except FFMPEG_ERRORS as error:  # a layout that it can't convert, for one
                 raise AudioReadError(f"Cannot read {self.name} as audio: {error.strerror}.") from error
 
     def _tell(self):
@@ -319,7 +320,7 @@ class _Decoding:
         for packet in _packets(container, stream):
             try:
                 frames = packet.decode()
-            except av.FFmpegError:
+            except FFMPEG_ERRORS:
                 unread_s += float((packet.duration or 0) * stream.time_base)
                 continue
             for frame in frames:
@@ -368,7 +369,7 @@ def _packets(container, stream) -> Iterator["av.Packet"]:
     """Until the end, or where a container is so damaged that nothing more is found in it."""
     try:
         yield from container.demux(stream)
-    except av.FFmpegError:
+    except FFMPEG_ERRORS:
         return
 
 
