@@ -1,6 +1,7 @@
 """How commands fail: one line that says what is wrong, and exit code 1. With MSS_DEBUG=1 the traceback too."""
 
 import os
+import re
 import sys
 import traceback
 
@@ -18,7 +19,7 @@ def fail(command: str, error: BaseException) -> int:
     debug = sys.flags.dev_mode or os.environ.get("MSS_DEBUG", "0") not in ("", "0")
     if debug:
         traceback.print_exception(error)
-    text = " ".join(str(error).split())
+    text = re.sub(r"\[Errno -?\d+\] *", "", " ".join(str(error).split()))
     if not isinstance(error, EXPECTED_ERRORS):
         hint = "" if debug else ", best with what MSS_DEBUG=1 shows"
         text = f"{type(error).__name__}: {text} (a mistake of this program: please report it{hint})"

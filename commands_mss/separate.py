@@ -145,7 +145,8 @@ def run(options: argparse.Namespace) -> int:
     wanted.check(pipe.model.config)
     stems = wanted.labels(pipe.model.config)
     plan, more = plan_outputs(songs, stems, options.output_dir, options.filename, options.format)
-    settings = {**call_options(options), "bits": options.bits, "clip_mode": options.clip_mode, "dtype": options.dtype}
+    settings = {**call_options(options), "bits": options.bits, "clip_mode": clip_mode_of(options)}
+    settings |= {"dtype": options.dtype, "strict": options.strict}
     del settings["batch_size"]  # it changes nothing
     settings["weights"] = weights_digest(pipe.model)
 
@@ -197,7 +198,7 @@ def separate_file(
 
         with AudioReader(str(song.path), strict=options.strict, on_read=on_read) as reader:
             stream = pipe.stream(reader, **call_options(options), progress_callback=on_progress)
-            write_stems(stream, paths, comments, options)
+            write_stems(stream, song, paths, comments, options)
     if reader.losses:
         print(f"mss-lm separate: warning: {damage_message(reader.name, reader.losses)}", file=sys.stderr)
     elapsed = time.monotonic() - begin
@@ -207,14 +208,17 @@ def separate_file(
     return f"{song.path}: {speed}, wrote {', '.join(map(str, paths))}"
 
 
-def write_stems(stream, paths: list[Path], comments: list[str], options: argparse.Namespace):
+def clip_mode_of(options: argparse.Namespace) -> str:
+    return options.clip_mode or ("none" if (options.format, options.bits) == ("wav", "32f") else "rescale")
+
+
+def write_stems(stream, song: SongFile, paths: list[Path], comments: list[str], options: argparse.Namespace):
     """Write all stems of a song into a work folder, and rename them when all are complete.
 
     A kill between two renames leaves some of them; the next run knows them for its own.
     """
     from processing_mss import AudioWriter, limit_blocks
 
-    clip_mode = options.clip_mode or ("none" if (options.format, options.bits) == ("wav", "32f") else "rescale")
     with work_folder(options.output_dir) as work:
         written = [work / f"{index}.{options.format}" for index in range(len(paths))]
         with contextlib.ExitStack() as stack:
@@ -224,9 +228,11 @@ def write_stems(stream, paths: list[Path], comments: list[str], options: argpars
                 )
                 for label, path, comment in zip(stream.labels, written, comments)
             }
-            for block in limit_blocks(stream, clip_mode, str(work)):
+            for block in limit_blocks(stream, clip_mode_of(options), str(work)):
                 for label, samples in block.items():
                     writers[label].write(samples)
+        if not options.overwrite:
+            is_done(song, paths, comments)  # raises if somebody has put a file there in the meantime
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
         for source, path in zip(written, paths):

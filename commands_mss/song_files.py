@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,8 @@ class SongFile:
 def find_songs(inputs: list[str], output_dir: Path) -> tuple[list[SongFile], list[str]]:
     """Files as given, and the audio files inside folders (searched through), in order; and what is wrong with others.
 
-    A song that is named twice counts once. Stems of earlier runs are no songs: an output folder inside a folder of
-    songs is left out, and where it is that folder itself, or around it, what says that we made it.
+    A song that is named twice counts once. In folders, hidden files are no songs, nor are stems of earlier runs: an
+    output folder inside a folder of songs is left out, and so is every file whose tags say that we made it.
     """
     from processing_mss import AUDIO_SUFFIXES, read_comment
 
@@ -37,18 +38,18 @@ def find_songs(inputs: list[str], output_dir: Path) -> tuple[list[SongFile], lis
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES)
             files = [file for file in files if not file.is_dir()]
+            files = [file for file in files if not any(p.startswith(".") for p in file.relative_to(path).parts)]
             if _is_inside(output, os.path.realpath(path)):
                 files = [file for file in files if not _is_inside(os.path.realpath(file), output)]
-            else:
-                files = [file for file in files if not (read_comment(file) or "").startswith(MADE_BY)]
+            files = [file for file in files if not (read_comment(file) or "").startswith(MADE_BY)]
             found = [SongFile(file, file.relative_to(path).with_suffix("").as_posix()) for file in files]
             if not found:
                 problems.append(f"No audio file in {path} (looked for {', '.join(sorted(AUDIO_SUFFIXES))}).")
         for song in found:
-            known = (os.path.realpath(song.path), song.track)
-            if known not in seen:
+            place = os.path.realpath(song.path)
+            if place not in seen:
                 songs.append(song)
-            seen.add(known)
+            seen.add(place)
     return songs, problems
 
 
@@ -80,26 +81,37 @@ def plan_outputs(
         except (KeyError, IndexError, AttributeError, ValueError) as error:
             raise ValueError(f"--filename may hold {{track}}, {{stem}} and {{ext}}, got {filename!r}.") from error
         paths = [output_dir / name for name in names]
+        try:
+            blocked = next((folder for path in paths for folder in path.parents if folder.is_file()), None)
+            there = [path.exists() for path in paths]
+        except OSError as error:
+            problems.append(f"{song.path} is left out: its stems can't have names like {paths[0].name} ({error}).")
+            continue
+        if blocked:
+            problems.append(f"{song.path} is left out: {blocked} is a file, where a folder for its stems would be.")
+            continue
         places = [os.path.realpath(path) for path in paths]
         if len(set(places)) < len(places):
             raise ValueError(f"All stems of {song.path} would be written to {paths[0]}: put {{stem}} in --filename.")
-        for path, place in zip(paths, places):
+        for path, place, exists in zip(paths, places, there):
             if not _is_inside(place, root) or path.is_dir():
                 raise ValueError(f"--filename {filename!r} gives {path}, which is no file inside {root}.")
-            identity = _identity(path) if path.exists() else None
+            identity = _identity(path) if exists else None
             if replaced := given.get(place) or given.get(identity):
                 raise ValueError(
                     f"A stem of {song.path} would replace the song {replaced.path}: choose another --output_dir or "
                     "--filename."
                 )
-        other = next((taken[place] for place in places if place in taken), None)
+        # To some file systems names are the same that differ in case, or in how accents are coded.
+        keys = [unicodedata.normalize("NFC", place).casefold() for place in places]
+        other = next((taken[key] for key in keys if key in taken), None)
         if other is not None:
             problems.append(
                 f"{song.path} is left out: {other.path} goes to the same files ({paths[0]}). Separate it into another "
                 "--output_dir, or put {track} in --filename."
             )
             continue
-        taken.update(dict.fromkeys(places, song))
+        taken.update(dict.fromkeys(keys, song))
         plan.append((song, paths))
     return plan, problems
 

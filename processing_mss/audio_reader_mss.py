@@ -6,11 +6,14 @@ all the rest stays in its place, and is told (`AudioReader.losses`).
 """
 
 import contextlib
+import functools
 import io
 import os
+import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from huggingface_hub import get_session
@@ -25,10 +28,10 @@ logger = logging.get_logger(__name__)
 
 FFMPEG_ERRORS = (av.FFmpegError,) if av else ()
 AUDIO_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".aac", ".aif", ".aiff", ".wma"}
-AUDIO_SUFFIXES |= {".caf", ".mka", ".webm", ".wv"}
+AUDIO_SUFFIXES |= {".aifc", ".caf", ".m4b", ".mka", ".oga", ".w64", ".webm", ".wv"}
 # FFmpeg's names of wav (also RF64), Wave64, aiff, caf, flac, ogg, mp3, aac, m4a and mp4, mka and webm, wma, WavPack.
 CONTAINERS = ("wav", "w64", "aiff", "caf", "flac", "ogg", "mp3", "aac", "mov", "matroska", "asf", "wv")
-EXACT_CONTAINERS = ("wav", "w64", "aiff", "caf", "flac", "wv")  # whose headers count every sample
+EXACT_CODECS = ("flac", "wavpack")  # and PCM: headers count every sample
 # Start of the first chunk, layout of name and size, name of the one with samples, header bytes in its size.
 CHUNKS = {
     b"RIFF": (12, "<4sI", b"data", 0),
@@ -39,6 +42,9 @@ CHUNKS = {
 CHUNK_ALIGNMENT = {b"RIFF": 2, b"RF64": 2, b"caff": 1, b"riff": 8}
 MAX_CHUNKS = 1000  # of a header
 GAP_S = 0.01  # between the times of two frames: shorter ones are rounding, not loss
+MAX_GAP_S = 10  # that is believed where headers do not say how long all is
+MAX_LOST_S = 3600  # in all: a damaged time must not be silence without an end
+MAX_PAGE_S = 5  # of an ogg page: 64 KiB
 END_S = 0.1  # that may be missing at the end without being a loss, where headers do not count every sample
 MAX_LOST_SHARE = 0.5  # of what is read: beyond, the file is refused
 PIECE_SAMPLES = 2**16  # of silence at once
@@ -174,6 +180,8 @@ def damage_message(name: str, losses: list[Loss]) -> str:
 
 def read_comment(path: str | os.PathLike) -> str | None:
     """The comment in a file's tags, as `AudioWriter` writes it; None if there is none, or the file is no audio."""
+    if not os.path.isfile(path):  # opening a pipe could keep us waiting
+        return None
     try:
         with open(path, "rb") as file, _open_container(_Source(file, lambda: None)) as container:
             tags = {key.lower(): value for key, value in container.metadata.items()}
@@ -193,6 +201,8 @@ def _locate(source: str | os.PathLike | bytes) -> tuple[str, str | bytes]:
         raise AudioReadError(f"Cannot read {name}: there is no such file.")
     elif not os.path.isfile(source):  # a pipe could keep us waiting for ever
         raise AudioReadError(f"Cannot read {name}: it is no file but a folder, a pipe or a device.")
+    elif not os.access(source, os.R_OK):
+        raise AudioReadError(f"Cannot read {name}: its permissions do not allow it.")
     else:
         source, size = os.fspath(source), os.path.getsize(source)
     if size == 0:
@@ -213,7 +223,8 @@ def _download(url: str) -> bytes:
     except AudioReadError:
         raise
     except Exception as error:  # the client's exceptions differ between versions of huggingface_hub
-        raise AudioReadError(f"Cannot download {url}: {error}") from error
+        reason = re.sub(r"\[Errno -?\d+\] *", "", str(error))
+        raise AudioReadError(f"Cannot download {url}: {reason}.") from error
     return bytes(content)
 
 
@@ -223,8 +234,14 @@ class _Source:
     def __init__(self, file: io.BufferedIOBase, on_read: Callable[[], None]):
         self._file, self._on_read = file, on_read
         self._left = 4 * file.seek(0, os.SEEK_END) + 2**26  # bytes
-        self.seek, self.tell = file.seek, file.tell
+        self.tell = file.tell
         file.seek(0)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError):  # a place that a damaged header names: there is nothing
+            return self._file.seek(0, os.SEEK_END)
 
     def read(self, size: int) -> bytes:
         self._on_read()
@@ -235,11 +252,27 @@ class _Source:
         return content
 
 
+@functools.cache
+def _audio_decoders() -> str:
+    """Names of all, for FFmpeg, which would decode cover art and video too, of any size, before anything is known."""
+    names = []
+    for name in av.codecs_available:
+        with contextlib.suppress(ValueError):  # of encoders
+            if av.Codec(name, "r").type == "audio":
+                names.append(name)
+    return ",".join(sorted(names))
+
+
 def _open_container(source: _Source) -> "av.container.InputContainer":
     """Raises AudioReadError where there is no audio in it that is read."""
     if av is None:
         raise ImportError("Reading audio files needs PyAV (pip install av).")
-    options = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "none", "err_detect": "crccheck"}
+    options = {
+        "format_whitelist": ",".join(CONTAINERS),
+        "protocol_whitelist": "none",
+        "codec_whitelist": _audio_decoders(),
+        "err_detect": "crccheck",
+    }
     try:
         return av.open(source, options=options, metadata_errors="ignore")
     except FFMPEG_ERRORS as error:
@@ -316,8 +349,18 @@ class _Decoding:
         # A frame whose checksum is wrong is lost: what FFmpeg would make of it may be noise at full scale.
         stream.codec_context.options = {"err_detect": "crccheck+explode"}
         converter, layout = av.AudioResampler(format="flt", layout=stream.layout, rate=rate), stream.layout.name
-        num_samples, origin, unread_s = 0, None, 0.0
-        for packet in _packets(container, stream):
+        block_samples = _flac_block_samples(stream.codec_context)
+        num_samples, lost, origin, unread_s = 0, 0, None, 0.0
+        packets = container.demux(stream)
+        broken = False
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                break
+            except FFMPEG_ERRORS:
+                broken = True  # nothing more is found in it
+                break
             try:
                 frames = packet.decode()
             except FFMPEG_ERRORS:
@@ -327,18 +370,21 @@ class _Decoding:
                 if (frame.layout.name, frame.sample_rate) != (layout, rate):
                     unread_s += frame.samples / rate
                     continue
-                if frame.pts is not None:
+                start = _flac_frame_start(bytes(packet), block_samples) if block_samples else None
+                if start is None and frame.pts is not None:
                     time = frame.pts * frame.time_base
                     if origin is None:
-                        # Frames of wma begin late by what the decoder holds back: nothing is lost before them.
-                        known = stream.start_time is not None and container.format.name != "asf"
-                        origin = stream.start_time * stream.time_base if known else time
-                    gap = round((time - origin) * rate) - num_samples
-                    # A time beyond the end is no time: damaged itself.
-                    if gap > GAP_S * rate and (stated is None or num_samples + gap <= stated):
-                        self.losses.append(Loss(num_samples / rate, gap / rate))
-                        num_samples += gap
-                        yield from _silence(len(frame.layout.channels), gap)
+                        origin = _origin(container, stream, time)
+                    start = round((time - origin) * rate)
+                gap = 0 if start is None else start - num_samples
+                # A time that is far beyond the end is damaged itself.
+                if gap > GAP_S * rate and (gap < MAX_GAP_S * rate or (stated and start < stated)):
+                    self.losses.append(Loss(num_samples / rate, gap / rate))
+                    lost += gap
+                    if lost > MAX_LOST_S * rate:
+                        raise AudioReadError(f"more than {MAX_LOST_S} s of it are lost.")
+                    num_samples += gap
+                    yield from _silence(len(frame.layout.channels), gap)
                 unread_s = 0.0
                 frame.pts = None
                 for converted in converter.resample(frame):
@@ -347,15 +393,16 @@ class _Decoding:
         for converted in converter.resample(None):
             num_samples += converted.samples
             yield _as_array(converted)
-        if counted := _data_bytes(file):  # FFmpeg goes by what is there
-            stated = round(num_samples * counted[0] / counted[1])
+        if container.format.name in ("wav", "w64", "caf") and (counted := _data_bytes(file)):
+            stated = -(-num_samples * counted[0] // counted[1])  # FFmpeg goes by what is there
         cut_off = container.format.name == "ogg" and not _last_ogg_page(file)[1]
-        self._add_missing_end(container, stated, num_samples, unread_s, cut_off)
+        self._add_missing_end(stream.codec_context, stated, num_samples, unread_s, cut_off or broken)
 
-    def _add_missing_end(self, container, stated: int | None, num_samples: int, unread_s: float, cut_off: bool):
+    def _add_missing_end(self, codec_context, stated: int | None, num_samples: int, unread_s: float, cut_off: bool):
         """After all frames: `unread_s` of packets that gave none since the last one."""
         missing_s = unread_s if stated is None else (stated - num_samples) / self.sampling_rate
-        tolerance_s = 0 if container.format.name in EXACT_CONTAINERS else END_S
+        exact = codec_context.name in EXACT_CODECS or codec_context.name.startswith("pcm_")
+        tolerance_s = 0 if exact else END_S
         if missing_s > tolerance_s or cut_off:
             self.losses.append(Loss(num_samples / self.sampling_rate, max(missing_s, 0.0), at_end=True))
 
@@ -363,14 +410,6 @@ class _Decoding:
 def _as_array(frame: "av.AudioFrame") -> np.ndarray:
     """Interleaved -> `(channels, samples)`. PyAV crashes where more than eight channels are planes of their own."""
     return np.ascontiguousarray(frame.to_ndarray().reshape(frame.samples, -1).T)
-
-
-def _packets(container, stream) -> Iterator["av.Packet"]:
-    """Until the end, or where a container is so damaged that nothing more is found in it."""
-    try:
-        yield from container.demux(stream)
-    except FFMPEG_ERRORS:
-        return
 
 
 def _silence(num_channels: int, num_samples: int) -> Pieces:
@@ -383,13 +422,57 @@ def _stated_samples(container, stream, file: io.BufferedIOBase) -> int | None:
     name, rate, alone = container.format.name, stream.rate, len(container.streams) == 1
     if name == "aac" or (name == "mp3" and not _mp3_counts_its_frames(file)):
         return None
-    if stream.duration is None:
-        return round(container.duration * rate / 1e6) if container.duration and alone else None
-    stated = round(stream.duration * stream.time_base * rate)
+    if name == "asf" and (seconds := _asf_seconds(file)):  # FFmpeg goes by what is there
+        return round(seconds * rate)
+    stated = None
+    if stream.duration is not None:
+        stated = round(stream.duration * stream.time_base * rate)
+    elif container.duration and alone:
+        stated = round(container.duration * rate / 1e6)
     if name == "ogg" and alone:  # FFmpeg leaves out a last page that is damaged
-        granule, _ = _last_ogg_page(file)
-        return max(stated, granule - (stream.start_time or 0))
+        start = _origin(container, stream, (stream.start_time or 0) * stream.time_base)
+        stated = max(stated or 0, _last_ogg_page(file)[0] - round(start * rate))
     return stated
+
+
+def _origin(container, stream, first_time: Fraction) -> Fraction:
+    """The time of the first sample in seconds, by that of the first frame that could be decoded."""
+    name = container.format.name
+    if name == "ogg" and first_time < MAX_PAGE_S:
+        return Fraction(0)  # if it begins later, its first page is lost; a live recording begins much later
+    if name == "asf" or stream.start_time is None:
+        return first_time  # frames of wma begin late by what the decoder holds back: nothing is lost before them
+    return stream.start_time * stream.time_base
+
+
+def _flac_block_samples(codec_context) -> int | None:
+    """Samples of a FLAC frame, by the header of the stream (STREAMINFO); None for other codecs."""
+    header = codec_context.extradata or b""
+    return int.from_bytes(header[2:4]) or None if codec_context.name == "flac" and len(header) == 34 else None
+
+
+def _flac_frame_start(packet: bytes, block_samples: int) -> int | None:
+    """Number of a FLAC frame's first sample, by its own header (RFC 9639, section 9.1); containers' times may be none.
+
+    The number is coded as UTF-8 codes characters, in up to seven bytes.
+    """
+    if len(packet) < 11 or packet[0] != 0xFF or packet[1] & 0xFE != 0xF8:
+        return None
+    ones = f"{packet[4]:08b}".find("0") if packet[4] != 0xFF else 8
+    number = packet[4] & (0xFF >> min(ones + 1, 8))
+    for byte in packet[5 : 4 + max(ones, 1)]:
+        number = number << 6 | byte & 0x3F
+    return number if packet[1] & 1 else number * block_samples
+
+
+def _asf_seconds(file: io.BufferedIOBase) -> float | None:
+    """How long a wma file says that it is, in its File Properties Object (ASF specification, section 3.2)."""
+    head = _read_at(file, 0, 2**16)
+    start = head.find(b"\xa1\xdc\xab\x8c\x47\xa9\xcf\x11\x8e\xe4\x00\xc0\x0c\x20\x53\x65")
+    if start < 0 or len(head) < start + 88:
+        return None
+    played, _, preroll = struct.unpack_from("<QQQ", head, start + 64)  # 100 ns, 100 ns, ms
+    return played / 1e7 - preroll / 1e3
 
 
 def _data_bytes(file: io.BufferedIOBase) -> tuple[int, int] | None:
@@ -420,12 +503,15 @@ def _data_bytes(file: io.BufferedIOBase) -> tuple[int, int] | None:
 
 
 def _last_ogg_page(file: io.BufferedIOBase) -> tuple[int, bool]:
-    """Its granule, which is the sample that it ends with; and whether it says that it is the last one."""
+    """Its granule, which is the sample that it ends with; and whether it is whole and says that it is the last one."""
     tail = _read_at(file, max(0, _size(file) - 2**16), 2**16)
     start = tail.rfind(b"OggS")
-    if start < 0 or len(tail) < start + 14:
+    if start < 0 or len(tail) < start + 27:
         return 0, False
-    return int.from_bytes(tail[start + 6 : start + 14], "little", signed=True), bool(tail[start + 5] & 4)
+    lengths = tail[start + 27 : start + 27 + tail[start + 26]]
+    is_whole = start + 27 + tail[start + 26] + sum(lengths) <= len(tail)
+    granule = int.from_bytes(tail[start + 6 : start + 14], "little", signed=True)
+    return granule, is_whole and bool(tail[start + 5] & 4)
 
 
 def _mp3_counts_its_frames(file: io.BufferedIOBase) -> bool:

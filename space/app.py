@@ -55,7 +55,7 @@ def separate(path: str | None, stems: list[str], output: str, request: gr.Reques
         try:
             write_stems(path, files, output, watch)
             progress(None, desc="Drawing")
-            picture = draw_spectrograms({"mixture": path, **files})
+            picture = draw_spectrograms({"mixture": path, **files}, watch)
         except (ValueError, RuntimeError, OSError, CancelledError) as error:
             raise gr.Error(str(error).replace(path, watch.name), duration=None, print_exception=False) from error
         yield *map(files.get, stem_names), picture
@@ -111,12 +111,12 @@ def write_stems(path: str, files: dict[str, str], output: str, watch: Watch):
                 writers[label].write(samples)
 
 
-def draw_spectrograms(files: dict[str, str]) -> Figure:
+def draw_spectrograms(files: dict[str, str], watch: Watch) -> Figure:
     """Log-mel spectrograms as the model sees them, one below the other, all on the scale of the first."""
     figure = Figure(figsize=(10, 1.5 * len(files)), layout="constrained")
     white = None
     for axes, (label, file) in zip(figure.subplots(len(files), sharex=True), files.items()):
-        with AudioReader(file) as reader:
+        with AudioReader(file, on_read=watch.on_read) as reader:
             blocks = map(torch.from_numpy, reader.blocks(2**18))
             mono = torch.cat(list(pipe.processor.mono_blocks(blocks, reader.sampling_rate)))
         mono = torch.nn.functional.pad(mono, (0, max(-len(mono) % 960, 2880 - len(mono))))

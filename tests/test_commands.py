@@ -124,7 +124,7 @@ def test_odd_entries_do_not_lose_the_others(song, tmp_path, model_dir, capsys):
         assert sum(text in line for line in errors) == 1, (text, errors)
     assert len(errors) == 4
     # The album is its own output folder: the stems of the first run are no songs of the second.
-    made = ["CD1/song/vocals.wav", "song/vocals.wav"]
+    made = ["CD1/song/vocals.wav"]  # the other was named twice, and left out
     for _ in range(2):
         assert [name for name in files_in(album) if "vocals" in name] == made
         main([*arguments, "--window_s", "0.8"])

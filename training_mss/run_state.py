@@ -130,7 +130,9 @@ def replacing(folder: Path) -> Iterator[Path]:
         OSError: it cannot be written; what had the name before is still there.
     """
     temporary, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("tmp", "old"))
-    for left in (temporary, old):  # by a run that was killed
+    if old.is_dir() and not folder.exists():  # a run was killed between the two renames below
+        os.replace(old, folder)
+    for left in (temporary, old):
         shutil.rmtree(left, ignore_errors=True)
     try:
         with writing(folder):
@@ -145,8 +147,9 @@ def replacing(folder: Path) -> Iterator[Path]:
                     os.replace(old, folder)
                 raise
     finally:
-        for left in (temporary, old):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        if folder.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def save_checkpoint(accelerator: Accelerator, output_dir: str | os.PathLike, step: int, total_limit: int) -> Path:
