@@ -1,4 +1,5 @@
 # setup: virtual environment and install. demo: separate a real song. test, check: what CI runs, with its tools.
+# robustness: odd and malformed inputs through command line, pipeline and Space, about half an hour; writes docs/robustness.md.
 # train_tiny: render songs and train all three stages on two CPU cores, in about 20 minutes.
 # train_demo: train masks and separator of the checkpoint that ships, in the background; the same command goes on with it.
 PYTHON ?= python3
@@ -20,7 +21,7 @@ MINUTES ?= masks=60 separator=30
 # By its command line: the number of a process that has ended may be another one's by now.
 IS_RUNNING = grep -qs training_mss.recipe /proc/$$(cat runs/demo/pid 2>/dev/null)/cmdline
 
-.PHONY: setup demo test check train_tiny train_demo stop_demo
+.PHONY: setup demo test check robustness train_tiny train_demo stop_demo
 
 setup: $(STAMP)
 
@@ -47,6 +48,9 @@ test: $(DEV_STAMP)
 check: $(DEV_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+robustness: $(DEV_STAMP)
+	$(BIN)/python -m tests.robustness
 
 train_tiny: $(DEV_STAMP)
 	@test -n "$(SOUNDFONT)" || { echo "No soundfont: apt install fluid-soundfont-gm, or SOUNDFONT=file.sf2"; exit 1; }

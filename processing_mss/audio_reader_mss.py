@@ -10,10 +10,8 @@ import functools
 import io
 import os
 import re
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 from huggingface_hub import get_session
@@ -24,6 +22,15 @@ try:
 except ImportError:
     av = None
 
+from .audio_headers_mss import (
+    data_bytes,
+    flac_block_samples,
+    flac_frame_start,
+    last_ogg_page,
+    stated_samples,
+    time_of_start,
+)
+
 logger = logging.get_logger(__name__)
 
 FFMPEG_ERRORS = (av.FFmpegError,) if av else ()
@@ -32,19 +39,9 @@ AUDIO_SUFFIXES |= {".aifc", ".caf", ".m4b", ".mka", ".oga", ".w64", ".webm", ".w
 # FFmpeg's names of wav (also RF64), Wave64, aiff, caf, flac, ogg, mp3, aac, m4a and mp4, mka and webm, wma, WavPack.
 CONTAINERS = ("wav", "w64", "aiff", "caf", "flac", "ogg", "mp3", "aac", "mov", "matroska", "asf", "wv")
 EXACT_CODECS = ("flac", "wavpack")  # and PCM: headers count every sample
-# Start of the first chunk, layout of name and size, name of the one with samples, header bytes in its size.
-CHUNKS = {
-    b"RIFF": (12, "<4sI", b"data", 0),
-    b"RF64": (12, "<4sI", b"data", 0),
-    b"caff": (8, ">4sq", b"data", 0),
-    b"riff": (40, "<16sQ", b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a", 24),
-}
-CHUNK_ALIGNMENT = {b"RIFF": 2, b"RF64": 2, b"caff": 1, b"riff": 8}
-MAX_CHUNKS = 1000  # of a header
 GAP_S = 0.01  # between the times of two frames: shorter ones are rounding, not loss
 MAX_GAP_S = 10  # that is believed where headers do not say how long all is
 MAX_LOST_S = 3600  # in all: a damaged time must not be silence without an end
-MAX_PAGE_S = 5  # of an ogg page: 64 KiB
 END_S = 0.1  # that may be missing at the end without being a loss, where headers do not count every sample
 MAX_LOST_SHARE = 0.5  # of what is read: beyond, the file is refused
 PIECE_SAMPLES = 2**16  # of silence at once
@@ -343,13 +340,13 @@ class _Decoding:
         if stream.codec_context is None or not stream.rate:
             raise AudioReadError("its audio is in a codec that is not known here.")
         self.sampling_rate = rate = stream.rate
-        stated = _stated_samples(container, stream, file)
+        stated = stated_samples(container, stream, file)
         if stated is not None:
             self._check_length(stated / rate)
         # A frame whose checksum is wrong is lost: what FFmpeg would make of it may be noise at full scale.
         stream.codec_context.options = {"err_detect": "crccheck+explode"}
         converter, layout = av.AudioResampler(format="flt", layout=stream.layout, rate=rate), stream.layout.name
-        block_samples = _flac_block_samples(stream.codec_context)
+        block_samples = flac_block_samples(stream.codec_context)
         num_samples, lost, origin, unread_s = 0, 0, None, 0.0
         packets = container.demux(stream)
         broken = False
@@ -370,11 +367,11 @@ class _Decoding:
                 if (frame.layout.name, frame.sample_rate) != (layout, rate):
                     unread_s += frame.samples / rate
                     continue
-                start = _flac_frame_start(bytes(packet), block_samples) if block_samples else None
+                start = flac_frame_start(bytes(packet), block_samples) if block_samples else None
                 if start is None and frame.pts is not None:
                     time = frame.pts * frame.time_base
                     if origin is None:
-                        origin = _origin(container, stream, time)
+                        origin = time_of_start(container, stream, time)
                     start = round((time - origin) * rate)
                 gap = 0 if start is None else start - num_samples
                 # A time that is far beyond the end is damaged itself.
@@ -393,9 +390,9 @@ class _Decoding:
         for converted in converter.resample(None):
             num_samples += converted.samples
             yield _as_array(converted)
-        if container.format.name in ("wav", "w64", "caf") and (counted := _data_bytes(file)):
+        if container.format.name in ("wav", "w64", "caf") and (counted := data_bytes(file)):
             stated = -(-num_samples * counted[0] // counted[1])  # FFmpeg goes by what is there
-        cut_off = container.format.name == "ogg" and not _last_ogg_page(file)[1]
+        cut_off = container.format.name == "ogg" and not last_ogg_page(file)[1]
         self._add_missing_end(stream.codec_context, stated, num_samples, unread_s, cut_off or broken)
 
     def _add_missing_end(self, codec_context, stated: int | None, num_samples: int, unread_s: float, cut_off: bool):
@@ -415,126 +412,3 @@ def _as_array(frame: "av.AudioFrame") -> np.ndarray:
 def _silence(num_channels: int, num_samples: int) -> Pieces:
     for start in range(0, num_samples, PIECE_SAMPLES):
         yield np.zeros((num_channels, min(PIECE_SAMPLES, num_samples - start)), dtype=np.float32)
-
-
-def _stated_samples(container, stream, file: io.BufferedIOBase) -> int | None:
-    """How many samples the headers promise; None where they do not, or only guess."""
-    name, rate, alone = container.format.name, stream.rate, len(container.streams) == 1
-    if name == "aac" or (name == "mp3" and not _mp3_counts_its_frames(file)):
-        return None
-    if name == "asf" and (seconds := _asf_seconds(file)):  # FFmpeg goes by what is there
-        return round(seconds * rate)
-    stated = None
-    if stream.duration is not None:
-        stated = round(stream.duration * stream.time_base * rate)
-    elif container.duration and alone:
-        stated = round(container.duration * rate / 1e6)
-    if name == "ogg" and alone:  # FFmpeg leaves out a last page that is damaged
-        start = _origin(container, stream, (stream.start_time or 0) * stream.time_base)
-        stated = max(stated or 0, _last_ogg_page(file)[0] - round(start * rate))
-    return stated
-
-
-def _origin(container, stream, first_time: Fraction) -> Fraction:
-    """The time of the first sample in seconds, by that of the first frame that could be decoded."""
-    name = container.format.name
-    if name == "ogg" and first_time < MAX_PAGE_S:
-        return Fraction(0)  # if it begins later, its first page is lost; a live recording begins much later
-    if name == "asf" or stream.start_time is None:
-        return first_time  # frames of wma begin late by what the decoder holds back: nothing is lost before them
-    return stream.start_time * stream.time_base
-
-
-def _flac_block_samples(codec_context) -> int | None:
-    """Samples of a FLAC frame, by the header of the stream (STREAMINFO); None for other codecs."""
-    header = codec_context.extradata or b""
-    return int.from_bytes(header[2:4]) or None if codec_context.name == "flac" and len(header) == 34 else None
-
-
-def _flac_frame_start(packet: bytes, block_samples: int) -> int | None:
-    """Number of a FLAC frame's first sample, by its own header (RFC 9639, section 9.1); containers' times may be none.
-
-    The number is coded as UTF-8 codes characters, in up to seven bytes.
-    """
-    if len(packet) < 11 or packet[0] != 0xFF or packet[1] & 0xFE != 0xF8:
-        return None
-    ones = f"{packet[4]:08b}".find("0") if packet[4] != 0xFF else 8
-    number = packet[4] & (0xFF >> min(ones + 1, 8))
-    for byte in packet[5 : 4 + max(ones, 1)]:
-        number = number << 6 | byte & 0x3F
-    return number if packet[1] & 1 else number * block_samples
-
-
-def _asf_seconds(file: io.BufferedIOBase) -> float | None:
-    """How long a wma file says that it is, in its File Properties Object (ASF specification, section 3.2)."""
-    head = _read_at(file, 0, 2**16)
-    start = head.find(b"\xa1\xdc\xab\x8c\x47\xa9\xcf\x11\x8e\xe4\x00\xc0\x0c\x20\x53\x65")
-    if start < 0 or len(head) < start + 88:
-        return None
-    played, _, preroll = struct.unpack_from("<QQQ", head, start + 64)  # 100 ns, 100 ns, ms
-    return played / 1e7 - preroll / 1e3
-
-
-def _data_bytes(file: io.BufferedIOBase) -> tuple[int, int] | None:
-    """Bytes of samples: as stated by the header of a wav, Wave64 or caf file, and as there are; None if it states none.
-
-    Programs that write to a pipe state the largest number, or none.
-    """
-    size, head = _size(file), _read_at(file, 0, 40)
-    if head[:4] not in CHUNKS:
-        return None
-    start, layout, wanted, counted = CHUNKS[head[:4]]
-    length = struct.calcsize(layout)
-    for _ in range(MAX_CHUNKS):
-        header = _read_at(file, start, length)
-        if len(header) < length:
-            return None
-        name, stated = struct.unpack(layout, header)
-        if name == wanted:
-            if head[:4] == b"RF64" and stated == 2**32 - 1:
-                stated = int.from_bytes(head[28:36], "little")
-            elif head[:4] == b"RIFF" and stated % 2**31 > 2**31 - 2**16:
-                return None
-            stated, available = stated - counted, size - start - length
-            return (stated, available) if stated > available > 0 else None
-        step = length + stated - counted
-        start += step + -step % CHUNK_ALIGNMENT[head[:4]] if step > 0 else length
-    return None
-
-
-def _last_ogg_page(file: io.BufferedIOBase) -> tuple[int, bool]:
-    """Its granule, which is the sample that it ends with; and whether it is whole and says that it is the last one."""
-    tail = _read_at(file, max(0, _size(file) - 2**16), 2**16)
-    start = tail.rfind(b"OggS")
-    if start < 0 or len(tail) < start + 27:
-        return 0, False
-    lengths = tail[start + 27 : start + 27 + tail[start + 26]]
-    is_whole = start + 27 + tail[start + 26] + sum(lengths) <= len(tail)
-    granule = int.from_bytes(tail[start + 6 : start + 14], "little", signed=True)
-    return granule, is_whole and bool(tail[start + 5] & 4)
-
-
-def _mp3_counts_its_frames(file: io.BufferedIOBase) -> bool:
-    """Whether the first frame counts the others; where it does not, FFmpeg guesses."""
-    head, start = _read_at(file, 0, 10), 0
-    if head.startswith(b"ID3"):  # tags and pictures, their size given in 7 bits a byte
-        start = 10 + sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0)))
-    frame = _read_at(file, start, 4096)
-    return any(name in frame for name in (b"Xing", b"Info", b"VBRI"))
-
-
-def _size(file: io.BufferedIOBase) -> int:
-    place = file.tell()
-    size = file.seek(0, os.SEEK_END)
-    file.seek(place)
-    return size
-
-
-def _read_at(file: io.BufferedIOBase, start: int, size: int) -> bytes:
-    """Without moving the place where FFmpeg reads on."""
-    place = file.tell()
-    try:
-        file.seek(start)
-        return file.read(size)
-    finally:
-        file.seek(place)
