@@ -93,9 +93,11 @@ def plan_outputs(
         places = [os.path.realpath(path) for path in paths]
         if len(set(places)) < len(places):
             raise ValueError(f"All stems of {song.path} would be written to {paths[0]}: put {{stem}} in --filename.")
+        outside = [path for path, place in zip(paths, places) if not _is_inside(place, root) or path.is_dir()]
+        if outside:
+            problems.append(f"--filename {filename!r} gives {outside[0]}, which is no file inside {root}.")
+            continue
         for path, place, exists in zip(paths, places, there):
-            if not _is_inside(place, root) or path.is_dir():
-                raise ValueError(f"--filename {filename!r} gives {path}, which is no file inside {root}.")
             identity = _identity(path) if exists else None
             if replaced := given.get(place) or given.get(identity):
                 raise ValueError(
