@@ -11,6 +11,7 @@ import json
 import os
 import selectors
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,7 @@ def main() -> int:
     if options.only:
         chosen = [odd for odd in chosen if any(text in (odd.name + "\n" + odd.kind) for text in options.only)]
     cases = [(odd, way) for way in options.ways for odd in chosen if way in odd.ways and (odd.fast or not options.fast)]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # so that worker, Space and files go too
     begin, results = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="robustness-") as folder:
         for number, result in enumerate(tried(cases, Path(folder)), 1):

@@ -26,7 +26,7 @@ TAILS = {"m4a", "m4a-fragmented", "alac", "mov-pcm", "mka-flac", "webm", "wma"} 
 ALL_CHECKED = {"vorbis", "opus", "ogg-flac"}  # headers too
 EXACT_END = {"wav16", "wav24", "wav-float", "wav-u8", "rf64", "w64", "aiff", "caf", "flac", "wv"}
 PLAIN = {"wav16", "wav24", "wav-float", "wav-u8", "rf64", "w64", "aiff", "caf", "mov-pcm"}
-FAST_WHOLE = {"mp3", "m4a"}
+FAST_WHOLE = {"m4a"}
 FAST_CUT = {"mp3", "vorbis"}
 FAST_FLIP = {"flac"}
 

@@ -277,6 +277,10 @@ def other_inputs() -> Iterator[Input]:
         ("w64", "w64", b"data", 16, "<Q", 400000, DAMAGED),
         ("w64", "w64", b"data", 16, "<Q", 2**63, ANY),
         ("w64", "w64", b"data", 16, "<Q", 2**64 - 1, ANY),
+        ("w64", "w64", b"fmt ", 16, "<Q", 2**48 + 40, ANY),
+        ("w64", "w64", b"fmt ", 16, "<Q", 2**64 - 1, ANY),
+        ("caf", "caf", b"desc", 4, ">q", 2**48 + 32, ANY),
+        ("caf", "caf", b"desc", 4, ">q", -(2**62), ANY),
         ("rf64", "wav", b"ds64", 16, "<Q", 0, ANY),  # size of the data
         ("rf64", "wav", b"ds64", 16, "<Q", 400000, DAMAGED),
         ("rf64", "wav", b"ds64", 16, "<Q", 2**63, ANY),

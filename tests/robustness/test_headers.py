@@ -53,14 +53,14 @@ def check_reading(content: bytes):
     assert streams["stderr"] == ""
 
 
-@settings(max_examples=80)
+@settings(max_examples=150)
 @given(magic=st.sampled_from(sorted(MAGICS)), rest=st.binary(max_size=3000))
 def test_anything_after_the_first_bytes_of_a_container(magic, rest):
     check_reading(MAGICS[magic] + rest)
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
-@settings(max_examples=16)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_changed_headers(name, data):
     content = bytearray(FILES[name])
