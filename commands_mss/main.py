@@ -29,6 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         module.add_arguments(subparser)
     options = parser.parse_args(arguments)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be bytes that are no text
     before = {number: signal.signal(number, _interrupt) for number in END_SIGNALS}
     try:
         return COMMANDS[options.subcommand].run(options)

@@ -5,11 +5,11 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
@@ -29,28 +29,39 @@ def find_songs(inputs: list[str], output_dir: Path) -> tuple[list[SongFile], lis
     A song that is named twice counts once. In folders, hidden files are no songs, nor are stems of earlier runs: an
     output folder inside a folder of songs is left out, and so is every file whose tags say that we made it.
     """
-    from processing_mss import AUDIO_SUFFIXES, read_comment
+    from processing_mss import AUDIO_SUFFIXES
 
     songs, problems, seen = [], [], set()
-    output = os.path.realpath(output_dir)
     for path in map(Path, inputs):
-        found = [SongFile(path, path.stem)]
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES)
-            files = [file for file in files if not file.is_dir()]
-            files = [file for file in files if not any(p.startswith(".") for p in file.relative_to(path).parts)]
-            if _is_inside(output, os.path.realpath(path)):
-                files = [file for file in files if not _is_inside(os.path.realpath(file), output)]
-            files = [file for file in files if not (read_comment(file) or "").startswith(MADE_BY)]
-            found = [SongFile(file, file.relative_to(path).with_suffix("").as_posix()) for file in files]
+            found = _songs_in(path, os.path.realpath(output_dir))
             if not found:
                 problems.append(f"No audio file in {path} (looked for {', '.join(sorted(AUDIO_SUFFIXES))}).")
+        else:
+            # The name of a file called "...wav" is no name of a folder without its suffix.
+            found = [SongFile(path, path.stem if path.stem.strip(".") else path.name)]
         for song in found:
             place = os.path.realpath(song.path)
             if place not in seen:
                 songs.append(song)
             seen.add(place)
     return songs, problems
+
+
+def _songs_in(folder: Path, output: str) -> list[SongFile]:
+    from processing_mss import AUDIO_SUFFIXES, read_comment
+
+    is_output_inside = _is_inside(output, os.path.realpath(folder))
+    songs = []
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder)
+        if file.suffix.lower() not in AUDIO_SUFFIXES or file.is_dir() or any(p.startswith(".") for p in name.parts):
+            continue
+        if is_output_inside and _is_inside(os.path.realpath(file), output):
+            continue
+        if not (read_comment(file) or "").startswith(MADE_BY):
+            songs.append(SongFile(file, name.with_suffix("").as_posix()))
+    return songs
 
 
 def _is_inside(path: str, folder: str) -> bool:
@@ -174,19 +185,23 @@ def work_folder(output_dir: Path) -> Iterator[Path]:
     """A folder for unfinished files, inside `output_dir`; it goes, and so do those that a kill left there."""
     output_dir.mkdir(parents=True, exist_ok=True)
     remove_abandoned(output_dir)
-    # On Windows a file that is locked can't be removed: the lock ends first.
-    with tempfile.TemporaryDirectory(dir=output_dir, prefix=WORK_PREFIX) as folder, FileLock(Path(folder) / "lock"):
-        yield Path(folder)
+    lock = output_dir / f"{WORK_PREFIX}{uuid4().hex[:12]}.lock"
+    folder = lock.with_suffix("")
+    try:
+        with FileLock(lock):
+            folder.mkdir()
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.unlink(missing_ok=True)
 
 
 def remove_abandoned(output_dir: Path):
-    """Remove work folders that no running process holds: the system gives up the lock of one that was killed."""
-    for folder in output_dir.glob(f"{WORK_PREFIX}*"):
-        lock = folder / "lock"
-        if not lock.is_file():
-            continue  # another process is about to lock it
-        try:
-            with FileLock(lock, timeout=0):
-                shutil.rmtree(folder, ignore_errors=True)
-        except (Timeout, OSError):
-            continue
+    """Remove work folders that no running process holds: the system gives up the lock of one that was killed.
+
+    A lock that another process has made but not yet taken may be taken here and removed: its folder is not there yet.
+    """
+    for lock in output_dir.glob(f"{WORK_PREFIX}*.lock"):
+        with contextlib.suppress(Timeout, OSError), FileLock(lock, timeout=0):
+            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+            lock.unlink(missing_ok=True)

@@ -1,13 +1,15 @@
 """What the headers of audio files promise: how long they are, and where frames begin.
 
 By that the reader knows what a damaged file has lost. FFmpeg tells most of it, but goes by what is there of a file that
-was cut off, and loses the times of a file where its first part is damaged.
+was cut off, and loses the times where the first part of a file is damaged, or the page before the last one of an ogg.
 """
 
 import io
 import os
+import re
 import struct
 from fractions import Fraction
+from typing import NamedTuple
 
 # Start of the first chunk, layout of name and size, name of the one with samples, header bytes in its size.
 CHUNKS = {
@@ -19,43 +21,109 @@ CHUNKS = {
 CHUNK_ALIGNMENT = {b"RIFF": 2, b"RF64": 2, b"caff": 1, b"riff": 8}
 MAX_CHUNKS = 1000  # of a header
 MAX_PAGE_S = 5  # of an ogg page: 64 KiB
+EXACT_CODECS = ("alac", "flac", "wavpack")  # and PCM: headers count every sample
+END_S = 0.1  # that may be missing at the end of others without being a loss
 
 
-def stated_samples(container, stream, file: io.BufferedIOBase) -> int | None:
-    """How many samples the headers promise; None where they do not, or only guess."""
-    name, rate, alone = container.format.name, stream.rate, len(container.streams) == 1
-    if name == "aac" or (name == "mp3" and not _mp3_counts_its_frames(file)):
-        return None
-    if name == "asf" and (seconds := _asf_seconds(file)):  # FFmpeg goes by what is there
-        return round(seconds * rate)
-    stated = None
-    if stream.duration is not None:
-        stated = round(stream.duration * stream.time_base * rate)
-    elif container.duration and alone:
-        stated = round(container.duration * rate / 1e6)
-    if name == "ogg" and alone:  # FFmpeg leaves out a last page that is damaged
-        start = time_of_start(container, stream, (stream.start_time or 0) * stream.time_base)
-        stated = max(stated or 0, last_ogg_page(file)[0] - round(start * rate))
-    return stated
+class Timing:
+    """Where the frames of an audio stream begin, and where it ends: by FFmpeg where it knows, else by the file's bytes.
+
+    Args:
+        container, stream: PyAV's.
+        file: that is read; its place is left as it is.
+
+    Attributes:
+        stated: how many samples the headers promise; None where they do not, or only guess.
+        end: where decoded samples have to end; None where FFmpeg knows.
+    """
+
+    def __init__(self, container, stream, file: io.BufferedIOBase):
+        self._container, self._stream, self._file = container, stream, file
+        self._name, self._rate = container.format.name, stream.rate
+        self.end = None
+        self._origin = None  # time of the first sample in seconds
+        self._block_samples = _flac_block_samples(stream.codec_context)
+        self._last_page = _last_ogg_page(file) if self._name == "ogg" else None
+        self.stated = self._stated_samples()
+
+    def start_of(self, packet, frame) -> int | None:
+        """The first sample of a frame that was decoded from this packet; None where nothing tells."""
+        if self._block_samples and (start := _flac_frame_start(bytes(packet), self._block_samples)) is not None:
+            return start
+        if frame.pts is None:
+            return None
+        time = frame.pts * frame.time_base
+        if self._origin is None:
+            self._origin = self._time_of_start(time)
+        if self._last_page and packet.pos == self._last_page.place:
+            # FFmpeg counts on from what came before, also if a page is missing there; and leaves out too little then.
+            begin = Fraction(_granule_before(self._file, packet.pos) - self._opus_delay(), self._rate)
+            if begin > time:
+                time, self.end = begin, self.stated
+            self._last_page = self._last_page._replace(place=-1)
+        return round((time - self._origin) * self._rate)
+
+    def missing_s(self, num_samples: int, unread_s: float) -> float | None:
+        """Seconds that are missing at the end; 0 for an unknown length, None if nothing is missing.
+
+        Args:
+            num_samples: that there were, with those that were missing between them.
+            unread_s: of the frames after the last one that could be decoded.
+        """
+        stated, codec = self.stated, self._stream.codec_context.name
+        if self._name in ("wav", "w64", "caf") and (counted := _data_bytes(self._file)):
+            stated = -(-num_samples * counted[0] // counted[1])  # FFmpeg goes by what is there
+        missing = unread_s if stated is None else (stated - num_samples) / self._rate
+        if missing > (0 if codec in EXACT_CODECS or codec.startswith("pcm_") else END_S):
+            return missing
+        return None if self._last_page is None or self._last_page.is_end else max(missing, 0.0)
+
+    def _stated_samples(self) -> int | None:
+        container, stream, rate = self._container, self._stream, self._rate
+        if self._name == "aac" or (self._name == "mp3" and not _mp3_counts_its_frames(self._file)):
+            return None
+        if self._name == "asf" and (seconds := _asf_seconds(self._file)):  # FFmpeg goes by what is there
+            return round(seconds * rate)
+        stated = None
+        if stream.duration is not None:
+            stated = round(stream.duration * stream.time_base * rate)
+        elif duration := re.fullmatch(r"(\d+):(\d\d):(\d\d\.\d+)", stream.metadata.get("DURATION", "")):  # of mka
+            hours, minutes, seconds = map(float, duration.groups())
+            stated = round((3600 * hours + 60 * minutes + seconds) * rate)
+        elif container.duration and len(container.streams) == 1:
+            stated = round(container.duration * rate / 1e6)
+        if self._last_page and len(container.streams) == 1:  # FFmpeg leaves out a last page that is damaged
+            start = self._time_of_start((stream.start_time or 0) * stream.time_base)
+            stated = max(stated or 0, self._last_page.granule - round(start * rate)) - self._opus_delay()
+        return stated
+
+    def _time_of_start(self, first_time: Fraction) -> Fraction:
+        """In seconds, by the time of the first frame that could be decoded."""
+        if self._name == "ogg" and first_time < MAX_PAGE_S:
+            return Fraction(0)  # if it begins later, its first page is lost; a live recording begins much later
+        if self._name == "asf" or self._stream.start_time is None:
+            return first_time  # frames of wma begin late by what the decoder holds back: nothing is lost before them
+        return self._stream.start_time * self._stream.time_base
+
+    def _opus_delay(self) -> int:
+        """Samples that an Opus decoder leaves out at the beginning, but granules count (RFC 7845, section 5.1)."""
+        header = self._stream.codec_context.extradata or b""
+        return int.from_bytes(header[10:12], "little") if header.startswith(b"OpusHead") else 0
 
 
-def time_of_start(container, stream, first_time: Fraction) -> Fraction:
-    """The time of the first sample in seconds, by that of the first frame that could be decoded."""
-    name = container.format.name
-    if name == "ogg" and first_time < MAX_PAGE_S:
-        return Fraction(0)  # if it begins later, its first page is lost; a live recording begins much later
-    if name == "asf" or stream.start_time is None:
-        return first_time  # frames of wma begin late by what the decoder holds back: nothing is lost before them
-    return stream.start_time * stream.time_base
+class OggPage(NamedTuple):
+    place: int  # in bytes
+    granule: int  # sample that it ends with
+    is_end: bool  # whether it is whole, and says that it is the last one
 
 
-def flac_block_samples(codec_context) -> int | None:
+def _flac_block_samples(codec_context) -> int | None:
     """Samples of a FLAC frame, by the header of the stream (STREAMINFO); None for other codecs."""
     header = codec_context.extradata or b""
     return int.from_bytes(header[2:4]) or None if codec_context.name == "flac" and len(header) == 34 else None
 
 
-def flac_frame_start(packet: bytes, block_samples: int) -> int | None:
+def _flac_frame_start(packet: bytes, block_samples: int) -> int | None:
     """Number of a FLAC frame's first sample, by its own header (RFC 9639, section 9.1); containers' times may be none.
 
     The number is coded as UTF-8 codes characters, in up to seven bytes.
@@ -79,7 +147,7 @@ def _asf_seconds(file: io.BufferedIOBase) -> float | None:
     return played / 1e7 - preroll / 1e3
 
 
-def data_bytes(file: io.BufferedIOBase) -> tuple[int, int] | None:
+def _data_bytes(file: io.BufferedIOBase) -> tuple[int, int] | None:
     """Bytes of samples: as stated by the header of a wav, Wave64 or caf file, and as there are; None if it states none.
 
     Programs that write to a pipe state the largest number, or none.
@@ -90,9 +158,9 @@ def data_bytes(file: io.BufferedIOBase) -> tuple[int, int] | None:
     start, layout, wanted, counted = CHUNKS[head[:4]]
     length = struct.calcsize(layout)
     for _ in range(MAX_CHUNKS):
-        header = _read_at(file, start, length)
-        if len(header) < length:
+        if start + length > size:
             return None
+        header = _read_at(file, start, length)
         name, stated = struct.unpack(layout, header)
         if name == wanted:
             if head[:4] == b"RF64" and stated == 2**32 - 1:
@@ -106,16 +174,25 @@ def data_bytes(file: io.BufferedIOBase) -> tuple[int, int] | None:
     return None
 
 
-def last_ogg_page(file: io.BufferedIOBase) -> tuple[int, bool]:
-    """Its granule, which is the sample that it ends with; and whether it is whole and says that it is the last one."""
-    tail = _read_at(file, max(0, _size(file) - 2**16), 2**16)
+def _last_ogg_page(file: io.BufferedIOBase) -> OggPage | None:
+    """The last page of an ogg file, which has 64 KiB at most; None if other things stand behind it."""
+    first = max(0, _size(file) - 2**16)
+    tail = _read_at(file, first, 2**16)
     start = tail.rfind(b"OggS")
     if start < 0 or len(tail) < start + 27:
-        return 0, False
+        return None
     lengths = tail[start + 27 : start + 27 + tail[start + 26]]
     is_whole = start + 27 + tail[start + 26] + sum(lengths) <= len(tail)
     granule = int.from_bytes(tail[start + 6 : start + 14], "little", signed=True)
-    return granule, is_whole and bool(tail[start + 5] & 4)
+    return OggPage(first + start, granule, is_whole and bool(tail[start + 5] & 4))
+
+
+def _granule_before(file: io.BufferedIOBase, place: int) -> int:
+    """Of the page before the one at `place`, whether that can be decoded or not; 0 if there is none."""
+    first = max(0, place - 2**16)
+    before = _read_at(file, first, place - first)
+    start = before.rfind(b"OggS")
+    return int.from_bytes(before[start + 6 : start + 14], "little", signed=True) if start >= 0 else 0
 
 
 def _mp3_counts_its_frames(file: io.BufferedIOBase) -> bool:

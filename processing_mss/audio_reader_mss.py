@@ -22,14 +22,7 @@ try:
 except ImportError:
     av = None
 
-from .audio_headers_mss import (
-    data_bytes,
-    flac_block_samples,
-    flac_frame_start,
-    last_ogg_page,
-    stated_samples,
-    time_of_start,
-)
+from .audio_headers_mss import Timing
 
 logger = logging.get_logger(__name__)
 
@@ -38,11 +31,10 @@ AUDIO_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".aa
 AUDIO_SUFFIXES |= {".aifc", ".caf", ".m4b", ".mka", ".oga", ".w64", ".webm", ".wv"}
 # FFmpeg's names of wav (also RF64), Wave64, aiff, caf, flac, ogg, mp3, aac, m4a and mp4, mka and webm, wma, WavPack.
 CONTAINERS = ("wav", "w64", "aiff", "caf", "flac", "ogg", "mp3", "aac", "mov", "matroska", "asf", "wv")
-EXACT_CODECS = ("flac", "wavpack")  # and PCM: headers count every sample
 GAP_S = 0.01  # between the times of two frames: shorter ones are rounding, not loss
 MAX_GAP_S = 10  # that is believed where headers do not say how long all is
 MAX_LOST_S = 3600  # in all: a damaged time must not be silence without an end
-END_S = 0.1  # that may be missing at the end without being a loss, where headers do not count every sample
+RATE_LIMITS = (1000, 1_000_000)  # hertz (Hz)
 MAX_LOST_SHARE = 0.5  # of what is read: beyond, the file is refused
 PIECE_SAMPLES = 2**16  # of silence at once
 MAX_DOWNLOAD_BYTES = 2**31
@@ -333,75 +325,75 @@ class _Decoding:
             )
 
     def _pieces(self, container: "av.container.InputContainer", file: io.BufferedIOBase) -> Pieces:
-        """Every frame at its time, silence where one is missing."""
+        """Every frame at its place, silence where one is missing."""
+        stream = self._open_stream(container)
+        rate, num_samples, lost = self.sampling_rate, 0, 0
+        timing = Timing(container, stream, file)
+        if timing.stated is not None:
+            self._check_length(timing.stated / rate)
+        converter = av.AudioResampler(format="flt", layout=stream.layout, rate=rate)
+        for packet, frame in self._frames(container, stream):
+            start = timing.start_of(packet, frame)
+            gap = 0 if start is None else start - num_samples
+            # A time that is far beyond the end is damaged itself.
+            if gap > GAP_S * rate and (gap < MAX_GAP_S * rate or (timing.stated and start < timing.stated)):
+                self.losses.append(Loss(num_samples / rate, gap / rate))
+                lost += gap
+                if lost > MAX_LOST_S * rate:
+                    raise AudioReadError(f"more than {MAX_LOST_S} s of it are lost.")
+                num_samples += gap
+                yield from _silence(len(frame.layout.channels), gap)
+            frame.pts = None
+            for converted in converter.resample(frame):
+                piece = _as_array(converted)
+                if timing.end is not None:
+                    piece = piece[:, : max(timing.end - num_samples, 0)]
+                num_samples += piece.shape[1]
+                yield piece
+        missing_s = timing.missing_s(num_samples, self._unread_s)
+        if missing_s is None and self._broken_off:
+            missing_s = self._unread_s
+        if missing_s is not None:
+            self.losses.append(Loss(num_samples / rate, missing_s, at_end=True))
+
+    def _open_stream(self, container: "av.container.InputContainer") -> "av.AudioStream":
         if not container.streams.audio:
             raise AudioReadError("there is no audio stream in it.")
         stream = container.streams.audio[0]
         if stream.codec_context is None or not stream.rate:
             raise AudioReadError("its audio is in a codec that is not known here.")
-        self.sampling_rate = rate = stream.rate
-        stated = stated_samples(container, stream, file)
-        if stated is not None:
-            self._check_length(stated / rate)
+        low, high = RATE_LIMITS
+        if not low <= stream.rate <= high:
+            raise AudioReadError(f"its sampling rate must be from {low} to {high} Hz, got {stream.rate} Hz.")
         # A frame whose checksum is wrong is lost: what FFmpeg would make of it may be noise at full scale.
         stream.codec_context.options = {"err_detect": "crccheck+explode"}
-        converter, layout = av.AudioResampler(format="flt", layout=stream.layout, rate=rate), stream.layout.name
-        block_samples = flac_block_samples(stream.codec_context)
-        num_samples, lost, origin, unread_s = 0, 0, None, 0.0
+        self.sampling_rate = stream.rate
+        return stream
+
+    def _frames(self, container, stream) -> Iterator[tuple["av.Packet", "av.AudioFrame"]]:
+        """Frames of one layout, and the packets that they come from; afterwards, what could not be read at the end."""
+        layout = stream.layout.name
+        self._unread_s, self._broken_off = 0.0, False
         packets = container.demux(stream)
-        broken = False
         while True:
             try:
-                packet = next(packets)
-            except StopIteration:
-                break
-            except FFMPEG_ERRORS:
-                broken = True  # nothing more is found in it
-                break
+                packet = next(packets, None)
+            except FFMPEG_ERRORS:  # nothing more is found in it
+                self._broken_off = True
+                return
+            if packet is None:
+                return
             try:
                 frames = packet.decode()
             except FFMPEG_ERRORS:
-                unread_s += float((packet.duration or 0) * stream.time_base)
+                self._unread_s += float((packet.duration or 0) * stream.time_base)
                 continue
             for frame in frames:
-                if (frame.layout.name, frame.sample_rate) != (layout, rate):
-                    unread_s += frame.samples / rate
-                    continue
-                start = flac_frame_start(bytes(packet), block_samples) if block_samples else None
-                if start is None and frame.pts is not None:
-                    time = frame.pts * frame.time_base
-                    if origin is None:
-                        origin = time_of_start(container, stream, time)
-                    start = round((time - origin) * rate)
-                gap = 0 if start is None else start - num_samples
-                # A time that is far beyond the end is damaged itself.
-                if gap > GAP_S * rate and (gap < MAX_GAP_S * rate or (stated and start < stated)):
-                    self.losses.append(Loss(num_samples / rate, gap / rate))
-                    lost += gap
-                    if lost > MAX_LOST_S * rate:
-                        raise AudioReadError(f"more than {MAX_LOST_S} s of it are lost.")
-                    num_samples += gap
-                    yield from _silence(len(frame.layout.channels), gap)
-                unread_s = 0.0
-                frame.pts = None
-                for converted in converter.resample(frame):
-                    num_samples += converted.samples
-                    yield _as_array(converted)
-        for converted in converter.resample(None):
-            num_samples += converted.samples
-            yield _as_array(converted)
-        if container.format.name in ("wav", "w64", "caf") and (counted := data_bytes(file)):
-            stated = -(-num_samples * counted[0] // counted[1])  # FFmpeg goes by what is there
-        cut_off = container.format.name == "ogg" and not last_ogg_page(file)[1]
-        self._add_missing_end(stream.codec_context, stated, num_samples, unread_s, cut_off or broken)
-
-    def _add_missing_end(self, codec_context, stated: int | None, num_samples: int, unread_s: float, cut_off: bool):
-        """After all frames: `unread_s` of packets that gave none since the last one."""
-        missing_s = unread_s if stated is None else (stated - num_samples) / self.sampling_rate
-        exact = codec_context.name in EXACT_CODECS or codec_context.name.startswith("pcm_")
-        tolerance_s = 0 if exact else END_S
-        if missing_s > tolerance_s or cut_off:
-            self.losses.append(Loss(num_samples / self.sampling_rate, max(missing_s, 0.0), at_end=True))
+                if (frame.layout.name, frame.sample_rate) == (layout, stream.rate):
+                    self._unread_s = 0.0
+                    yield packet, frame
+                else:
+                    self._unread_s += frame.samples / stream.rate
 
 
 def _as_array(frame: "av.AudioFrame") -> np.ndarray:

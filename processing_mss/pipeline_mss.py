@@ -169,7 +169,9 @@ class AudioSourceSeparationPipeline(Pipeline):
             waveform = inputs.get("array", inputs.get("raw"))
             rate = inputs.get("sampling_rate")
             if waveform is None or rate is None:
-                raise ValueError(f"A dictionary needs `array` (or `raw`) and `sampling_rate`, got {sorted(inputs)}.")
+                raise ValueError(
+                    f"A dictionary needs `array` (or `raw`) and `sampling_rate`, got {sorted(map(str, inputs))}."
+                )
         elif isinstance(inputs, (np.ndarray, torch.Tensor)):
             waveform, rate = inputs, sampling_rate
             if rate is None:

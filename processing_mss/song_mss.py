@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .audio_reader_mss import AudioReader
+from .audio_reader_mss import RATE_LIMITS, AudioReader
 
 READ_SAMPLES = 2**18  # of a block: 6 s at 44.1 kHz
 MAX_CHANNELS = 32  # more "channels" than this are samples: the array is transposed
-RATE_LIMITS = (1000, 1_000_000)  # hertz (Hz)
 INTEGER_RANGES = {"int16": (0, 2**15), "int32": (0, 2**31), "uint8": (2**7, 2**7)}  # dtype: (centre, full scale)
 
 
@@ -33,7 +32,7 @@ class Song:
     def from_array(cls, audio: np.ndarray | torch.Tensor, sampling_rate: int) -> "Song":
         """Audio `(samples,)` or `(channels, samples)`; see `as_waveform` for types and errors."""
         waveform = as_waveform(audio, sampling_rate).cpu()
-        return cls(sampling_rate, *waveform.shape, blocks=lambda: iter(waveform.split(READ_SAMPLES, dim=-1)))
+        return cls(int(sampling_rate), *waveform.shape, blocks=lambda: iter(waveform.split(READ_SAMPLES, dim=-1)))
 
     @classmethod
     def from_reader(cls, reader: AudioReader) -> "Song":

@@ -1,5 +1,6 @@
 """The command line, run as a user runs it."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -145,10 +146,20 @@ def test_what_a_kill_left_goes_with_the_next_run_and_others_stay(song, tmp_path,
     for name in ("dead", "alive"):
         (out / f".separating-{name}").mkdir(parents=True)
         (out / f".separating-{name}" / "0.wav").touch()
-    (out / ".separating-dead" / "lock").touch()
-    with FileLock(out / ".separating-alive" / "lock"):
+        (out / f".separating-{name}.lock").touch()
+    with FileLock(out / ".separating-alive.lock"):
         assert main(["separate", str(song), "--model", model_dir, "--output_dir", str(out), "--stems", "vocals"]) == 0
-        assert sorted(path.name for path in out.iterdir()) == [".separating-alive", "song"]
+        assert sorted(path.name for path in out.iterdir()) == [".separating-alive", ".separating-alive.lock", "song"]
+
+
+@pytest.mark.parametrize("name", [b"...wav", b"s\xffng.wav"])
+def test_odd_names_are_names(song, tmp_path, model_dir, capfd, name):
+    odd = song.rename(tmp_path / os.fsdecode(name))
+    arguments = ["separate", str(odd), "--model", model_dir, "--output_dir", str(tmp_path / "out"), "--stems", "vocals"]
+    assert main([*arguments, "--window_s", "0.8"]) == 0
+    assert "wrote" in capfd.readouterr().out
+    (folder,) = (tmp_path / "out").iterdir()
+    assert [path.name for path in folder.iterdir()] == ["vocals.wav"]
 
 
 def test_tracebacks_are_shown_to_those_who_ask_for_them(monkeypatch, capsys, song, tmp_path, model_dir):
