@@ -393,7 +393,7 @@ def test_a_full_disk_leaves_nothing_half_and_the_run_goes_on_when_there_is_room(
 
     with monkeypatch.context() as patch:
         patch.setattr(reporting, "open", no_room, raising=False)
-        assert f"Cannot write {output_dir / 'log.jsonl'} ([Errno 28] No space left on device; " in error_of_run()
+        assert f"Cannot write {output_dir / 'log.jsonl'} (No space left on device; " in error_of_run()
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", second_fails)
         assert f"Cannot write {output_dir}/checkpoints/step-00000002 ([enforce fail" in error_of_run()
