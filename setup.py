@@ -62,6 +62,7 @@ setup(
         "numpy",
         "soundfile",
         "av",
+        "filelock",
         "tqdm",
         "pyyaml",
     ],

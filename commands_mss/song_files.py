@@ -26,8 +26,9 @@ class SongFile:
 def find_songs(inputs: list[str], output_dir: Path) -> tuple[list[SongFile], list[str]]:
     """Files as given, and the audio files inside folders (searched through), in order; and what is wrong with others.
 
-    A song that is named twice counts once. In folders, hidden files are no songs, nor are stems of earlier runs: an
-    output folder inside a folder of songs is left out, and so is every file whose tags say that we made it.
+    A song that is named twice counts once. In folders, links to folders are not followed, and hidden files are no
+    songs, nor are stems of earlier runs: an output folder inside a folder of songs is left out, and so is every file
+    whose tags say that we made it.
     """
     from processing_mss import AUDIO_SUFFIXES
 
