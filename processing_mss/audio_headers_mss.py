@@ -40,11 +40,11 @@ class Timing:
     def __init__(self, container, stream, file: io.BufferedIOBase):
         self._container, self._stream, self._file = container, stream, file
         self._name, self._rate = container.format.name, stream.rate
-        self.end = None
         self._origin = None  # time of the first sample in seconds
         self._block_samples = _flac_block_samples(stream.codec_context)
         self._last_page = _last_ogg_page(file) if self._name == "ogg" else None
         self.stated = self._stated_samples()
+        self.end = self.stated if has_short_last_packet(container, stream) else None
 
     def start_of(self, packet, frame) -> int | None:
         """The first sample of a frame that was decoded from this packet; None where nothing tells."""
@@ -109,6 +109,11 @@ class Timing:
         """Samples that an Opus decoder leaves out at the beginning, but granules count (RFC 7845, section 5.1)."""
         header = self._stream.codec_context.extradata or b""
         return int.from_bytes(header[10:12], "little") if header.startswith(b"OpusHead") else 0
+
+
+def has_short_last_packet(container, stream) -> bool:
+    """ALAC in caf: FFmpeg leaves out what the last packet lacks, whether the decoder has already done so or not."""
+    return container.format.name == "caf" and stream.codec_context.name == "alac"
 
 
 class OggPage(NamedTuple):

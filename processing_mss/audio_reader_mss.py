@@ -22,7 +22,7 @@ try:
 except ImportError:
     av = None
 
-from .audio_headers_mss import Timing
+from .audio_headers_mss import Timing, has_short_last_packet
 
 logger = logging.get_logger(__name__)
 
@@ -367,6 +367,8 @@ class _Decoding:
             raise AudioReadError(f"its sampling rate must be from {low} to {high} Hz, got {stream.rate} Hz.")
         # A frame whose checksum is wrong is lost: what FFmpeg would make of it may be noise at full scale.
         stream.codec_context.options = {"err_detect": "crccheck+explode"}
+        if has_short_last_packet(container, stream):
+            stream.codec_context.options |= {"flags2": "+skip_manual"}
         self.sampling_rate = stream.rate
         return stream
 

@@ -135,7 +135,7 @@ class AudioWriter(contextlib.AbstractContextManager):
         try:
             with self._explained():
                 self._file = soundfile.SoundFile(
-                    name, "w", self._sampling_rate, self._num_channels, subtype, format=format_name
+                    os.fsencode(name), "w", self._sampling_rate, self._num_channels, subtype, format=format_name
                 )
                 if self._comment is not None:
                     self._file.comment = self._comment

@@ -116,7 +116,7 @@ def command_line(model_dir: str):
             return outcome_of_failure(case.odd.expected, "see stderr")
         if len(written) != 4:
             return "WRONG", f"wrote {written}"
-        read = [soundfile.read(path, always_2d=True) for path in written]
+        read = [soundfile.read(os.fsencode(path), always_2d=True) for path in written]
         return case.judge([samples.T for samples, _ in read], read[0][1])
 
     return separate
