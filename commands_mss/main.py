@@ -31,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be bytes that are no text
-    before = {number: signal.signal(number, _interrupt) for number in END_SIGNALS}
+    heard = [number for number in END_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as nohup sets it
+    before = {number: signal.signal(number, _interrupt) for number in heard}
     try:
         return COMMANDS[options.subcommand].run(options)
     except KeyboardInterrupt:

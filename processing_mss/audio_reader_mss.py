@@ -23,6 +23,7 @@ except ImportError:
     av = None
 
 from .audio_headers_mss import Timing, has_short_last_packet
+from .signals_mss import signals_deferred
 
 logger = logging.get_logger(__name__)
 
@@ -263,7 +264,8 @@ def _open_container(source: _Source) -> "av.container.InputContainer":
         "err_detect": "crccheck",
     }
     try:
-        return av.open(source, options=options, metadata_errors="ignore")
+        with signals_deferred():
+            return av.open(source, options=options, metadata_errors="ignore")
     except FFMPEG_ERRORS as error:
         raise AudioReadError("is it wav, flac, mp3, ogg, m4a, aac, aiff, caf, mka, wma or wv, and whole?") from error
 
@@ -344,7 +346,9 @@ class _Decoding:
                 num_samples += gap
                 yield from _silence(len(frame.layout.channels), gap)
             frame.pts = None
-            for converted in converter.resample(frame):
+            with signals_deferred():
+                resampled = converter.resample(frame)
+            for converted in resampled:
                 piece = _as_array(converted)
                 if timing.end is not None:
                     piece = piece[:, : max(timing.end - num_samples, 0)]
@@ -379,14 +383,16 @@ class _Decoding:
         packets = container.demux(stream)
         while True:
             try:
-                packet = next(packets, None)
+                with signals_deferred():
+                    packet = next(packets, None)
             except FFMPEG_ERRORS:  # nothing more is found in it
                 self._broken_off = True
                 return
             if packet is None:
                 return
             try:
-                frames = packet.decode()
+                with signals_deferred():
+                    frames = packet.decode()
             except FFMPEG_ERRORS:
                 self._unread_s += float((packet.duration or 0) * stream.time_base)
                 continue

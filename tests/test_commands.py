@@ -1,5 +1,6 @@
 """The command line, run as a user runs it."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from filelock import FileLock
 from transformers import GenerationConfig
 
 from commands_mss.main import main
-from processing_mss import AudioSourceSeparationPipeline, AudioWriter
+from processing_mss import AudioSourceSeparationPipeline, AudioWriter, audio_reader_mss
 from tests.tiny import tiny_model, tiny_processor
 
 
@@ -201,6 +202,24 @@ def test_an_interrupted_run_leaves_no_half_file(song, tmp_path, model_dir, monke
     assert main([*arguments, "--window_s", "0.8"]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("at_read", [1, 3, 5])
+def test_a_signal_inside_of_ffmpeg_is_not_taken_for_the_end_of_the_song(
+    song, tmp_path, model_dir, monkeypatch, capsys, at_read
+):
+    reads, read = itertools.count(), audio_reader_mss._Source.read
+
+    def interrupted(source, size):
+        if next(reads) == at_read:
+            signal.raise_signal(signal.SIGTERM)
+        return read(source, size)
+
+    monkeypatch.setattr(audio_reader_mss._Source, "read", interrupted)
+    arguments = ["separate", str(song), "--model", model_dir, "--output_dir", str(tmp_path / "out")]
+    assert main([*arguments, "--window_s", "0.8"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out/*"))
 
 
 def test_a_folder_keeps_its_shape_and_its_own_output_is_left_alone(song, tmp_path, model_dir):
