@@ -1,6 +1,7 @@
 """Writing audio files, whole or block by block: wav, flac or mp3; a file appears complete or not at all."""
 
 import contextlib
+import io
 import os
 import tempfile
 from pathlib import Path
@@ -11,6 +12,8 @@ try:
     import soundfile
 except ImportError:
     soundfile = None
+
+from .signals_mss import signals_deferred
 
 SUBTYPES = {"16": "PCM_16", "24": "PCM_24", "32f": "FLOAT"}  # of --bits
 SAMPLE_BYTES = {"16": 2, "24": 3, "32f": 4}
@@ -119,33 +122,45 @@ class AudioWriter(contextlib.AbstractContextManager):
 
     def __exit__(self, exception_type, exception, traceback):
         try:
-            with self._explained():
-                self._file.close()
             if exception_type is None:
+                self._finish()
                 os.chmod(self._temporary, 0o666 & ~_umask())  # mkstemp makes files private
                 os.replace(self._temporary, self._path)
+            else:
+                with contextlib.suppress(AudioWriteError):  # what ended it is told, not what follows from it
+                    self._finish()
         finally:
             self._temporary.unlink(missing_ok=True)
 
     def _create(self, format_name: str):
         handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.stem}-", suffix=self._path.suffix)
-        os.close(handle)
         self._format, self._temporary = format_name, Path(name)
+        self._target = _Target(handle)
         subtype = "MPEG_LAYER_III" if format_name == "MP3" else SUBTYPES[self._bits]
         try:
             with self._explained():
                 self._file = soundfile.SoundFile(
-                    os.fsencode(name), "w", self._sampling_rate, self._num_channels, subtype, format=format_name
+                    self._target, "w", self._sampling_rate, self._num_channels, subtype, format=format_name
                 )
                 if self._comment is not None:
                     self._file.comment = self._comment
         except BaseException:
+            self._target.close()
             self._temporary.unlink()
             raise
 
+    def _finish(self):
+        """The end of the samples, sizes in the header, and all of it on the disk."""
+        try:
+            with self._explained():
+                self._file.close()
+                self._target.sync()
+        finally:
+            self._target.close()
+
     def _move_to_rf64(self):
         """Nothing in a wav header leaves room for 64-bit sizes, and few readers of 16-bit files know RF64: only now."""
-        self._file.close()
+        self._finish()
         wav = self._temporary
         try:
             self._create("RF64")
@@ -158,12 +173,42 @@ class AudioWriter(contextlib.AbstractContextManager):
 
     @contextlib.contextmanager
     def _explained(self):
+        reason = None
         try:
-            yield
-        except soundfile.LibsndfileError as error:
+            with signals_deferred():
+                yield
+        except (soundfile.LibsndfileError, AssertionError) as error:  # soundfile asserts that all was written
+            reason = error
+        if reason or self._target.error:
             raise AudioWriteError(
-                f"Cannot write {self._path.name}, {self._num_channels} channels at {self._sampling_rate} Hz: {error}"
-            ) from error
+                f"Cannot write {self._path.name}, {self._num_channels} channels at {self._sampling_rate} Hz: "
+                f"{self._target.error.strerror if self._target.error else reason}"
+            ) from (self._target.error or reason)
+
+
+class _Target:
+    """The file that libsndfile sees. It keeps the first error, which libsndfile would forget when it closes."""
+
+    def __init__(self, handle: int):
+        self._file = io.FileIO(handle, "w")  # not buffered: what fails does so at once
+        self.error = None
+        self.seek, self.tell, self.close = self._file.seek, self._file.tell, self._file.close
+
+    def write(self, content: bytes) -> int:
+        left = memoryview(content)
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            self.error = self.error or error
+        return len(content) - len(left)
+
+    def sync(self):
+        """Some file systems tell only now that there is no room."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self.error = self.error or error
 
 
 def _umask() -> int:

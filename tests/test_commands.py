@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -220,6 +221,22 @@ def test_a_signal_inside_of_ffmpeg_is_not_taken_for_the_end_of_the_song(
     assert main([*arguments, "--window_s", "0.8"]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize("suffix", ["flac", "mp3"])
+def test_a_disk_that_is_full_at_the_last_byte_is_an_error(song, tmp_path, model_dir, capsys, suffix):
+    arguments = ["separate", str(song), "--model", model_dir, "--stems", "vocals", "--format", suffix]
+    arguments += ["--window_s", "0.8", "--output_dir"]
+    assert main([*arguments, str(tmp_path / "whole")]) == 0
+    size = (tmp_path / "whole" / "song" / f"vocals.{suffix}").stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 10, before[1]))
+    try:
+        assert main([*arguments, str(tmp_path / "full")]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "Cannot write" in (told := capsys.readouterr().err) and "File too large" in told
+    assert not list(tmp_path.glob("full/*"))
 
 
 def test_a_folder_keeps_its_shape_and_its_own_output_is_left_alone(song, tmp_path, model_dir):
