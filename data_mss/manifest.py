@@ -62,8 +62,12 @@ class Song:
     def __post_init__(self):
         for name in ("id", "source", "licence"):
             _require(isinstance(getattr(self, name), str), name, "a string", getattr(self, name))
-        if not self.id or Path(self.id).is_absolute() or ".." in Path(self.id).parts:
-            raise ValueError(f"The id {self.id!r} leads out of the folder that songs are written to: rename the song.")
+        if Path(self.id).is_absolute() or {"", ".", ".."} & set(self.id.split("/")):
+            # "a", "./a" and "a//" would share a folder, and "../a" lies outside.
+            raise ValueError(
+                f"The id {self.id!r} names no folder of its own: it must be names joined by '/', none of them empty, "
+                "'.' or '..'; rename the song."
+            )
         _require(self.split in SPLITS, "split", f"one of {list(SPLITS)}", self.split)
         _require(isinstance(self.stems, dict), "stems", 'lists of files by stem, as {"bass": ["bass.wav"]}', self.stems)
         for stem, paths in self.stems.items():
@@ -184,7 +188,8 @@ def _song_of(line: bytes, folder: Path) -> Song:
 class ManifestWriter:
     """Appends songs to a manifest, one whole line at a time, so that a killed run can go on where it stopped.
 
-    Songs that are already there are known by `id in writer`. A last line that was cut off by a kill is dropped.
+    Songs that are already there are known by `id in writer`. A last line that was cut off by a kill is dropped; if it
+    lacks only its end, it is a song like the others.
 
     Args:
         path: the manifest; its folder is made. Paths of songs below that folder are written relative to it.
@@ -193,7 +198,7 @@ class ManifestWriter:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._drop_unfinished_line()
+        self._finish_last_line()
         songs = read_manifest(self.path) if self.path.exists() else []
         self.ids = {song.id for song in songs}
 
@@ -216,11 +221,17 @@ class ManifestWriter:
         path, folder = Path(path).resolve(), self.path.parent.resolve()
         return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
 
-    def _drop_unfinished_line(self):
+    def _finish_last_line(self):
         if not self.path.exists():
             return
         content = self.path.read_bytes()
         end = content.rfind(b"\n") + 1
-        if end < len(content):
-            with open(self.path, "r+b") as file:
-                file.truncate(end)
+        if end == len(content):
+            return
+        try:
+            _song_of(content[end:], self.path.parent)
+        except ValueError:
+            os.truncate(self.path, end)
+        else:
+            with open(self.path, "ab") as file:
+                file.write(b"\n")

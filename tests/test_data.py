@@ -142,6 +142,8 @@ def test_a_manifest_survives_a_kill_in_the_middle_of_a_line(tmp_path):
     path.write_bytes(content + b'{"id": "thr')
     writer = ManifestWriter(path)
     assert path.read_bytes() == content and "two" in writer and "three" not in writer
+    path.write_bytes(content[:-1])  # whole but for its end, as an editor may leave it
+    assert "two" in ManifestWriter(path) and path.read_bytes() == content
     with pytest.raises(ValueError, match="already"):
         writer.add(Song("two", "train", {}, 1.0, 48000, "test"))
     with pytest.raises(ManifestError, match="No manifest"):
@@ -162,10 +164,13 @@ SONG = {
     ("change", "message"),
     [
         ({"id": 5}, "`id` must be a string, got 5"),
-        ({"id": "../x"}, "'../x' leads out of the folder"),
-        ({"id": "a/../../x"}, "leads out of the folder"),
-        ({"id": "/x"}, "leads out of the folder"),
-        ({"id": ""}, "leads out of the folder"),
+        ({"id": "../x"}, "'../x' names no folder of its own"),
+        ({"id": "a/../../x"}, "names no folder of its own"),
+        ({"id": "/x"}, "names no folder of its own"),
+        ({"id": ""}, "names no folder of its own"),
+        ({"id": "."}, "names no folder of its own"),
+        ({"id": "./a"}, "names no folder of its own"),
+        ({"id": "a//b"}, "names no folder of its own"),
         ({"stems": "vocals"}, "`stems` must be lists of files by stem"),
         ({"stems": {"vocals": "v.wav"}}, "`stems.vocals` must be a list of files, .* got 'v.wav'"),
         ({"stems": {"vocals": [1]}}, r"`stems.vocals` must be a list of files, .* got \[1\]"),

@@ -105,7 +105,7 @@ def test_packing_goes_on_and_refuses_what_would_mix(manifest, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"several songs of the ids \['plain'\]"):
         prepare_packed([first, manifest], tmp_path / "twice")
     first.write_text(lines[0].replace('"plain"', '"../plain"'))
-    with pytest.raises(ValueError, match="leads out of"):
+    with pytest.raises(ValueError, match="no folder of its own"):
         prepare_packed([first], tmp_path / "outside")
 
 
