@@ -10,6 +10,7 @@ import torch
 from processing_mss import write_audio
 
 from .manifest import ManifestWriter, Song
+from .preparing import check_made_from
 from .sharding import FinishedList, whole_records
 from .voice_activity import Segment
 
@@ -74,6 +75,16 @@ class LabelFolder:
         """Whether the song's folder is there with all its audio."""
         return (self.folder / name / SEGMENTS_FILE).is_file()
 
+    def check(self, wanted: dict[str, dict]):
+        """Raise ValueError for a song that is there, but was made from something else, or otherwise.
+
+        Args:
+            wanted: `preparing.made_from` of songs, by name.
+        """
+        unlisted = [name for name in wanted if name not in self.finished and self.is_complete(name)]
+        complete = {name: self._record(name).get("made_from") for name in unlisted}
+        check_made_from(self.folder, {**self.finished.made_from, **complete}, wanted)
+
     def write(
         self,
         name: str,
@@ -81,12 +92,14 @@ class LabelFolder:
         mixture: torch.Tensor,
         stems: dict[str, torch.Tensor],
         sampling_rate: int,
+        made_from: dict,
     ):
         """Make a song's folder under a temporary name, then give it its own. No segments, no folder.
 
         Args:
             mixture: `(C, T)` at `sampling_rate` in hertz (Hz).
             stems: `(C, T)` each.
+            made_from: see `check`.
         """
         if not segments:
             return
@@ -105,6 +118,7 @@ class LabelFolder:
             score = round(confidence(mixture[:, span].cpu(), pieces), 6)
             labelled.append(LabelledSegment(f"{index:03d}", segment.start, segment.end, list(stems), gain, score))
         record = {
+            "made_from": made_from,
             "sampling_rate": sampling_rate,
             **self._common,
             "segments": [asdict(segment) for segment in labelled],
@@ -112,7 +126,7 @@ class LabelFolder:
         (temporary / SEGMENTS_FILE).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
         temporary.rename(final)
 
-    def register(self, name: str, recover: bool = False):
+    def register(self, name: str, made_from: dict, recover: bool = False):
         """Write the manifest's lines of a song and list the song as finished.
 
         Args:
@@ -123,11 +137,11 @@ class LabelFolder:
         for song in songs:
             if song.id not in known:
                 self.manifest.add(song)
-        self.finished.add(name, len(songs))
+        self.finished.add(name, len(songs), made_from)
 
     def _entries(self, name: str) -> list[Song]:
         folder = (self.folder / name).resolve()
-        record = json.loads((folder / SEGMENTS_FILE).read_text(encoding="utf-8"))
+        record = self._record(name)
         segments = [LabelledSegment(**values) for values in record["segments"]]
         return [
             Song(
@@ -142,6 +156,9 @@ class LabelFolder:
             )
             for segment in segments
         ]
+
+    def _record(self, name: str) -> dict:
+        return json.loads((self.folder / name / SEGMENTS_FILE).read_text(encoding="utf-8"))
 
     def _ids_of_all_shards(self) -> set[str]:
         files = sorted(self.folder.glob("manifest-*.jsonl"))

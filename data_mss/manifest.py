@@ -41,6 +41,7 @@ class Song:
         mixture: the mixture's own file, if there is one. Training sums the stems instead.
         sha256: of the mixture or the stems' files, if it was computed.
         confidence: how well separated stems add up to the song, 0 to 1; None for true stems.
+        made_from: source and settings of a preparer, by which its next run knows what is done; see `preparing`.
 
     Raises:
         ValueError: a value of another kind, or out of range; an id or a stem that would leave its folder.
@@ -56,6 +57,7 @@ class Song:
     mixture: str | None = None
     sha256: str | None = None
     confidence: float | None = None
+    made_from: dict | None = None
     # Folder that relative paths start from: the manifest's own. Not written.
     folder: Path = field(default=Path("."), compare=False)
 
@@ -84,6 +86,8 @@ class Song:
             _require(value is None or isinstance(value, str), name, "a string, or left out", value)
         is_share = self.confidence is None or (_is_number(self.confidence) and 0 <= self.confidence <= 1)
         _require(is_share, "confidence", "a number from 0 to 1, or left out", self.confidence)
+        is_object = self.made_from is None or isinstance(self.made_from, dict)
+        _require(is_object, "made_from", "an object, or left out", self.made_from)
 
     def paths(self, stem: str) -> list[Path]:
         """Files of a stem, empty for silence."""
@@ -200,14 +204,14 @@ class ManifestWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._finish_last_line()
         songs = read_manifest(self.path) if self.path.exists() else []
-        self.ids = {song.id for song in songs}
+        self.made_from = {song.id: song.made_from for song in songs}
 
     def __contains__(self, song_id: str) -> bool:
-        return song_id in self.ids
+        return song_id in self.made_from
 
     def add(self, song: Song):
         """Write a song; it counts as finished from here on. Raises ValueError if its id is already there."""
-        if song.id in self.ids:
+        if song.id in self:
             raise ValueError(f"The manifest {self.path} already has a song {song.id!r}.")
         song.stems = {stem: [self._relative(path) for path in paths] for stem, paths in song.stems.items()}
         song.mixture = self._relative(song.mixture) if song.mixture else None
@@ -215,7 +219,7 @@ class ManifestWriter:
             file.write(song.to_json() + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self.ids.add(song.id)
+        self.made_from[song.id] = song.made_from
 
     def _relative(self, path: str | os.PathLike) -> str:
         path, folder = Path(path).resolve(), self.path.parent.resolve()

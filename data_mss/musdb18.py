@@ -14,7 +14,7 @@ from processing_mss import write_audio
 
 from .audio_files import probe_audio
 from .manifest import ManifestWriter, Song
-from .preparing import PrepareReport, prepare_songs
+from .preparing import PrepareReport, made_from, prepare_songs
 
 STEMS = ("vocals", "drums", "bass", "other")
 STEM_STREAMS = {"mixture": 0, "drums": 1, "bass": 2, "other": 3, "vocals": 4}  # of a .stem.mp4
@@ -46,18 +46,20 @@ def prepare_musdb18(input_dir: str | os.PathLike, output_dir: str | os.PathLike)
     (16 bit, as good as the AAC inside) in `output_dir/<split>/<song>/`.
 
     Raises:
-        ValueError: neither `train/` nor `test/` holds songs.
+        ValueError: neither `train/` nor `test/` holds songs, or the manifest is of another folder's.
     """
     input_dir, output_dir = Path(input_dir), Path(output_dir)
-    jobs = []
+    jobs, wanted = [], {}
     for part in ("train", "test"):
         for path in sorted((input_dir / part).glob("*")):
             name = path.name.removesuffix(".stem.mp4")
             split = "validation" if part == "train" and name in VALIDATION_SONGS else part
             if path.is_dir() and (path / "mixture.wav").exists():
+                wanted[f"{part}/{name}"] = made_from(sorted(path.glob("*.wav")))
                 jobs.append((f"{part}/{name}", lambda p=path, n=f"{part}/{name}", s=split: _from_wavs(p, n, s)))
             elif path.name.endswith(".stem.mp4"):
                 target = output_dir / part / name
+                wanted[f"{part}/{name}"] = made_from([path])
                 jobs.append(
                     (
                         f"{part}/{name}",
@@ -68,7 +70,7 @@ def prepare_musdb18(input_dir: str | os.PathLike, output_dir: str | os.PathLike)
         raise ValueError(
             f"No songs in {input_dir}: expected train/ and test/ with <song>/mixture.wav or <song>.stem.mp4."
         )
-    return prepare_songs(ManifestWriter(output_dir / "manifest.jsonl"), jobs, "musdb18", total=len(jobs))
+    return prepare_songs(ManifestWriter(output_dir / "manifest.jsonl"), jobs, "musdb18", wanted)
 
 
 def _from_wavs(folder: Path, song_id: str, split: str, suffix: str = "wav") -> Song:

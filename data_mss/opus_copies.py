@@ -15,7 +15,7 @@ import torch
 
 from .audio_files import read_mono
 from .manifest import ManifestError, ManifestWriter, Song, read_manifest
-from .preparing import PrepareReport, prepare_songs
+from .preparing import PrepareReport, copied_from, prepare_songs
 
 SAMPLING_RATE = 48000
 KBPS = (6.0, 256.0)  # a channel, as libsndfile maps its compression level from 1 to 0
@@ -24,21 +24,21 @@ KBPS = (6.0, 256.0)  # a channel, as libsndfile maps its compression level from 
 def copy_as_opus(
     manifests: Iterable[str | Path], output_dir: Path, kbps: float = 32.0, max_seconds: float | None = None
 ) -> PrepareReport:
-    """Write the copies; songs that are there already stay.
+    """Write the copies; those that are there already stay.
 
     Args:
         kbps: mean of a stem, in kbit/s; silence takes less.
         max_seconds: of a song, from its middle; None: all of it.
 
     Raises:
-        ValueError: a rate that Opus does not have, or a manifest that is none.
+        ValueError: a rate that Opus does not have, a manifest that is none, or copies that were made otherwise.
     """
     if not KBPS[0] <= kbps <= KBPS[1]:
         raise ValueError(f"`kbps` must lie in {KBPS[0]:g} to {KBPS[1]:g}, got {kbps:g}.")
     songs = [song for manifest in manifests for song in read_manifest(manifest)]
-    writer = ManifestWriter(output_dir / "manifest.jsonl")
+    wanted = {song.id: copied_from(song, kbps=kbps, max_seconds=max_seconds) for song in songs}
     jobs = ((song.id, lambda s=song: _copy(s, output_dir, kbps, max_seconds)) for song in songs)
-    return prepare_songs(writer, jobs, "copy", total=len(songs))
+    return prepare_songs(ManifestWriter(output_dir / "manifest.jsonl"), jobs, "copy", wanted)
 
 
 def _copy(song: Song, output_dir: Path, kbps: float, max_seconds: float | None) -> Song:

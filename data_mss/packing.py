@@ -9,7 +9,7 @@ import torch
 
 from .audio_files import PACKED_SUFFIX, read_mono, write_packed
 from .manifest import ManifestWriter, Song, read_manifest, stems_of
-from .preparing import PrepareReport, prepare_songs
+from .preparing import PrepareReport, copied_from, prepare_songs
 
 PEAK = 32767 / 32768  # the largest sample that int16 holds
 
@@ -33,7 +33,7 @@ def prepare_packed(
             several of them stay sums.
 
     Raises:
-        ValueError: two songs of one id, no stem, or a folder of songs packed at another rate.
+        ValueError: two songs of one id, no stem, or a folder of songs that were packed from others or otherwise.
     """
     output_dir, stems = Path(output_dir), list(stems)
     if sampling_rate <= 0 or not stems:
@@ -42,14 +42,11 @@ def prepare_packed(
     twice = [song_id for song_id, count in Counter(song.id for song in songs).items() if count > 1]
     if twice:
         raise ValueError(f"The manifests have several songs of the ids {twice[:5]}: pack them into separate folders.")
-    writer = ManifestWriter(output_dir / "manifest.jsonl")
-    packed_rates = {song.sampling_rate for song in read_manifest(writer.path)} if writer.ids else set()
-    if packed_rates - {sampling_rate}:
-        raise ValueError(
-            f"{output_dir} holds songs packed at {sorted(packed_rates)} Hz, not at {sampling_rate}: use another folder."
-        )
+    if any(song.folder.resolve() == output_dir.resolve() for song in songs):
+        raise ValueError(f"The songs and the output must lie in different folders, both are {output_dir}.")
+    wanted = {song.id: copied_from(song, sampling_rate=sampling_rate, stems=stems) for song in songs}
     jobs = ((song.id, lambda s=song: _pack(s, output_dir / s.id, sampling_rate, stems)) for song in songs)
-    return prepare_songs(writer, jobs, "pack", total=len(songs))
+    return prepare_songs(ManifestWriter(output_dir / "manifest.jsonl"), jobs, "pack", wanted)
 
 
 def _pack(song: Song, folder: Path, sampling_rate: int, stems: list[str]) -> Song:

@@ -11,7 +11,7 @@ from processing_mss import AUDIO_SUFFIXES, read_audio, resample
 
 from .label_folder import LabelFolder
 from .manifest import SPLITS, canonical_stem
-from .preparing import PrepareReport
+from .preparing import PrepareReport, made_from
 from .sharding import shard_of_this_process
 from .teachers import Teacher
 from .voice_activity import ACTIVITIES, find_segments
@@ -53,7 +53,7 @@ def prepare_pseudo_labels(
         The outcome for the songs of this shard. Songs that cannot be read or separated are skipped and reported.
 
     Raises:
-        ValueError: no song, or settings that do not go together.
+        ValueError: no song, settings that do not go together, or labels that were made from other songs or otherwise.
     """
     input_dir, output_dir = Path(input_dir), Path(output_dir)
     if split not in SPLITS or activity not in ACTIVITIES:
@@ -68,15 +68,20 @@ def prepare_pseudo_labels(
     shard_index, num_shards = shard_of_this_process(shard_index, num_shards)
     shard = f"{shard_index:05d}-of-{num_shards:05d}"
     labels = LabelFolder(output_dir, shard, source=f"pseudo-label:{teacher.name}", split=split, licence=licence)
+    settings = {"teacher": {"name": teacher.name, **teacher.settings}, "activity": activity, "split": split}
+    settings |= {"max_gap_s": max_gap_s, "min_segment_s": min_segment_s, "licence": licence}
+    mine = songs[shard_index::num_shards]
+    wanted = {name: made_from([input_dir / name], **settings) for name in mine}
+    labels.check(wanted)
 
     report = PrepareReport()
-    with tqdm(songs[shard_index::num_shards], desc=f"Pseudo-labels {shard}", unit="song", file=sys.stderr) as progress:
+    with tqdm(mine, desc=f"Pseudo-labels {shard}", unit="song", file=sys.stderr) as progress:
         for name in progress:
             if name in labels.finished:
                 report.kept += 1
                 continue
             if labels.is_complete(name):  # killed after the song's folder was there, before the song was listed
-                labels.register(name, recover=True)
+                labels.register(name, wanted[name], recover=True)
                 report.kept += 1
                 continue
             try:
@@ -89,8 +94,8 @@ def prepare_pseudo_labels(
                 progress.write(f"skipped {name}: {error}", file=sys.stderr)
                 continue
             # Errors from here on (a full disk) are no fault of the song, and stop the run.
-            labels.write(name, segments, mixture, stems, teacher.sampling_rate)
-            labels.register(name)
+            labels.write(name, segments, mixture, stems, teacher.sampling_rate, wanted[name])
+            labels.register(name, wanted[name])
             report.written += 1
     return report
 

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import fields
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 from processing_mss import write_audio
 
 from .manifest import ManifestWriter, Song
-from .preparing import PrepareReport, prepare_songs
+from .preparing import PrepareReport, made_from, prepare_songs
 from .render_choir import load_singers
 from .render_credits import read_credits
 from .render_grooves import load_grooves
@@ -74,7 +75,7 @@ def prepare_render(
 
     Raises:
         ValueError: no soundfont, a folder that is missing or holds nothing of its kind, no positive duration, a licence
-            beside credits, or something given without a credit.
+            beside credits, something given without a credit, or songs that were rendered from others or otherwise.
     """
     if hours <= 0 or num_workers < 1:
         raise ValueError(f"Need positive `hours` and `num_workers`, got {hours} and {num_workers}.")
@@ -103,17 +104,26 @@ def prepare_render(
     output_dir = Path(output_dir)
     writer = ManifestWriter(output_dir / "manifest.jsonl")
     indices = range(count_songs(config, hours))
+    wanted = dict.fromkeys((song_id(config, index) for index in indices), rendered_from(config, lines or licence))
     todo = [index for index in indices if song_id(config, index) not in writer]
     make = partial(make_song, config, output_dir, lines or licence or DEFAULT_LICENCE)
     if num_workers == 1:
         jobs = ((song_id(config, index), partial(make, index)) for index in indices)
-        return prepare_songs(writer, jobs, "render", len(indices))
+        return prepare_songs(writer, jobs, "render", wanted)
     # Spawned, not forked: threads of torch and of the tests' process do not survive a fork.
     pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=start_worker)
     try:
-        return prepare_songs(writer, submit(pool, make, config, indices, todo), "render", len(indices))
+        return prepare_songs(writer, submit(pool, make, config, indices, todo), "render", wanted)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def rendered_from(config: RenderConfig, licence: str | dict[str, str] | None) -> dict:
+    """`made_from` of all songs: what is not the default."""
+    default = RenderConfig(config.soundfonts)
+    given = {item.name: getattr(config, item.name) for item in fields(config)}
+    settings = {name: value for name, value in given.items() if value != getattr(default, name)}
+    return made_from(config.soundfonts, licence=licence, **settings)
 
 
 def check_folders(config: RenderConfig):

@@ -49,17 +49,18 @@ class FinishedList:
         if self.path.exists():
             os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
         files = sorted(self.path.parent.glob("finished-*.jsonl"))
-        self._names = {record["name"] for file in files for record in whole_records(file)}
+        self.made_from = {record["name"]: record.get("made_from") for file in files for record in whole_records(file)}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._names
+        return name in self.made_from
 
-    def add(self, name: str, num_segments: int):
+    def add(self, name: str, num_segments: int, made_from: dict):
+        record = {"name": name, "num_segments": num_segments, "made_from": made_from}
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"name": name, "num_segments": num_segments}, ensure_ascii=False) + "\n")
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self._names.add(name)
+        self.made_from[name] = made_from
 
 
 def whole_records(path: Path) -> list[dict]:

@@ -7,7 +7,7 @@ from processing_mss import AUDIO_SUFFIXES
 
 from .audio_files import probe_audio
 from .manifest import SPLITS, ManifestWriter, Song, canonical_stem
-from .preparing import PrepareReport, prepare_songs
+from .preparing import PrepareReport, made_from, prepare_songs
 
 SPLIT_FOLDERS = {
     "train": "train",
@@ -37,7 +37,7 @@ def prepare_stem_folders(
         validation_songs: names of song folders that go to validation, wherever they lie.
 
     Raises:
-        ValueError: no song folder, or an unknown split.
+        ValueError: no song folder, an unknown split, or a manifest that was made from others or otherwise.
     """
     input_dir = Path(input_dir)
     if split not in SPLITS:
@@ -45,13 +45,15 @@ def prepare_stem_folders(
     folders = sorted({path.parent for path in input_dir.rglob("*") if _role(path)})
     if not folders:
         raise ValueError(f"No stems below {input_dir}: expected <song>/vocals.wav, drums.wav, bass.wav, other.wav.")
-    jobs = []
+    jobs, wanted = [], {}
     for folder in folders:
         song_id = folder.relative_to(input_dir).as_posix() if folder != input_dir else folder.resolve().name
         song_split = SPLIT_FOLDERS.get(song_id.split("/")[0].lower(), split) if "/" in song_id else split
         song_split = "validation" if folder.name in validation_songs else song_split
         jobs.append((song_id, lambda f=folder, i=song_id, s=song_split: _from_folder(f, i, s, source, licence)))
-    return prepare_songs(ManifestWriter(Path(output_dir) / "manifest.jsonl"), jobs, "stems", total=len(jobs))
+        files = sorted(path for path in folder.iterdir() if _role(path))
+        wanted[song_id] = made_from(files, split=song_split, source=source, licence=licence)
+    return prepare_songs(ManifestWriter(Path(output_dir) / "manifest.jsonl"), jobs, "stems", wanted)
 
 
 def _role(path: Path) -> str | None:

@@ -42,6 +42,7 @@ class BSRoformerTeacher:
     """
 
     name = "bs_roformer"
+    settings: dict[str, str] = {}
 
     def __init__(self, checkpoint: str, config: str, device: torch.device | str = "cpu", batch_size: int | None = None):
         settings = read_msst_config(config)

@@ -34,6 +34,7 @@ class CommandTeacher:
     """
 
     name = "command"
+    settings: dict[str, str] = {}
 
     def __init__(self, command: str, stems: list[str], sampling_rate: int = 44100):
         self._arguments = shlex.split(command)

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 
 from .chunked_separation import separate_in_chunks, separate_with_channels
+from .preparing import made_from
 from .sharding import accelerate_state
 
 TEACHERS = ("spleeter", "htdemucs", "bs_roformer", "command")
@@ -22,11 +23,13 @@ class Teacher(Protocol):
         name: goes into the manifest, as `source`.
         stems: the teacher's own names; `canonical_stem` says which of ours each one is.
         sampling_rate: of its audio, in hertz (Hz).
+        settings: what else its stems depend on, as its weights or its command.
     """
 
     name: str
     stems: list[str]
     sampling_rate: int
+    settings: dict[str, str]
 
     def separate(self, waveform: torch.Tensor) -> dict[str, torch.Tensor]:
         """`(C, T)` float at `sampling_rate`, mono or stereo -> every stem, `(C, T)` on the same device."""
@@ -40,6 +43,7 @@ class SpleeterTeacher:
     """
 
     name = "spleeter"
+    settings: dict[str, str] = {}
     stems = ["vocals", "accompaniment"]
     sampling_rate = 44100
 
@@ -97,6 +101,7 @@ class HTDemucsTeacher:
     """
 
     name = "htdemucs"
+    settings: dict[str, str] = {}
 
     def __init__(self, model: torch.nn.Module, device: torch.device | str | None = None):
         self.device = torch.device(device or default_device())
@@ -199,16 +204,22 @@ def load_teacher(
             f"not for it: {unknown}, missing: {missing}."
         )
     if name == "spleeter":
-        return SpleeterTeacher(device, batch_size or 1)
-    if name == "htdemucs":
-        return HTDemucsTeacher(load_demucs(checkpoint or "htdemucs"), device)
-    if name == "command":
+        teacher = SpleeterTeacher(device, batch_size or 1)
+    elif name == "htdemucs":
+        teacher = HTDemucsTeacher(load_demucs(checkpoint or "htdemucs"), device)
+    elif name == "command":
         from .teacher_command import CommandTeacher
 
-        return CommandTeacher(command, stems or ["vocals", "drums", "bass", "other"])
-    from .teacher_bs_roformer import BSRoformerTeacher
+        teacher = CommandTeacher(command, stems or ["vocals", "drums", "bass", "other"])
+    else:
+        from .teacher_bs_roformer import BSRoformerTeacher
 
-    return BSRoformerTeacher(checkpoint, config, device or default_device(), batch_size)
+        teacher = BSRoformerTeacher(checkpoint, config, device or default_device(), batch_size)
+    named = {key: given[key] for key in ("checkpoint", "config", "command") if given[key] is not None}
+    teacher.settings = {
+        key: made_from([value])["files"] if Path(value).is_file() else value for key, value in named.items()
+    }
+    return teacher
 
 
 def default_device() -> torch.device:

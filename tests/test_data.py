@@ -127,6 +127,8 @@ def test_stem_folders_with_all_that_folders_hold(tmp_path):
     # Every rate, mono or stereo, gives crops; the missing bass is silence.
     crop = StemDataset(tmp_path / "out", split="validation", source_weights={"stems": 1.0})[0]
     assert crop["stems"].shape == (4, 192000) and crop["stems"].isfinite().all()
+    with pytest.raises(ValueError, match=r"has 'plain', made with .*'validation'}, not with .*'train'}: choose"):
+        prepare_stem_folders(root, tmp_path / "out", licence="CC0-1.0")
     with pytest.raises(ValueError, match="No stems below"):
         prepare_stem_folders(tmp_path / "out", tmp_path / "none")
 

@@ -1,5 +1,6 @@
 """Packed songs, crops from the device's memory, and the bank of encoded crops."""
 
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -100,8 +101,15 @@ def test_packing_goes_on_and_refuses_what_would_mix(manifest, tmp_path, capsys):
     assert main(["prepare", "pack", str(manifest), *arguments]) == 0  # the skipped one is tried again
     assert (out / "plain" / "bass.npy").stat().st_mtime_ns == before and len(read_manifest(out)) == 3
 
-    with pytest.raises(ValueError, match=r"holds songs packed at \[8000\] Hz, not at 48000"):
+    with pytest.raises(ValueError, match=r"has 'plain', made with .* 8000}, not with .* 48000}: choose another --out"):
         prepare_packed([manifest], out)
+    with pytest.raises(ValueError, match=r"made with {'stems': .*'drums'.*}, not with .*\['vocals', 'other'\]}"):
+        prepare_packed([manifest], out, RATE, ["vocals", "other"])
+    with pytest.raises(ValueError, match="must lie in different folders"):
+        prepare_packed([out], out, RATE)
+    other = shutil.copytree(manifest.parent, tmp_path / "other")  # of the same ids
+    with pytest.raises(ValueError, match=rf"made with {{'files': '{manifest.parent}/.*'}}, not with .*'{other}/"):
+        prepare_packed([other / manifest.name], out, RATE)
     with pytest.raises(ValueError, match=r"several songs of the ids \['plain'\]"):
         prepare_packed([first, manifest], tmp_path / "twice")
     first.write_text(lines[0].replace('"plain"', '"../plain"'))

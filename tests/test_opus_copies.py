@@ -27,7 +27,7 @@ def songs(tmp_path):
     return tmp_path
 
 
-def test_copies_are_the_songs_middle_in_a_fraction_of_the_bytes(songs, tmp_path):
+def test_copies_are_the_songs_middle_in_a_fraction_of_the_bytes(songs, tmp_path, capsys):
     copies = tmp_path / "copies"
     assert main([str(songs), "--output_dir", str(copies), "--max_seconds", "4", "--kbps", "32"]) == 0
     one, two = read_manifest(copies)
@@ -39,8 +39,10 @@ def test_copies_are_the_songs_middle_in_a_fraction_of_the_bytes(songs, tmp_path)
     assert len(copy) == 4 * 48000
     assert np.corrcoef(copy, middle)[0, 1] > 0.95
     assert one.paths("vocals")[0].stat().st_size < 4 * 48000 / 8
-    assert main([str(songs), "--output_dir", str(copies)]) == 0  # what is there stays
+    assert main([str(songs), "--output_dir", str(copies), "--max_seconds", "4"]) == 0  # what is there stays
     assert len(read_manifest(copies)) == 2
+    assert main([str(songs), "--output_dir", str(copies)]) == 1
+    assert "has 'one', made with {'max_seconds': 4.0}, not with {'max_seconds': None}" in capsys.readouterr().err
 
 
 def test_a_rate_that_opus_lacks_is_an_error(songs, tmp_path, capsys):

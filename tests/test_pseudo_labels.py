@@ -33,7 +33,7 @@ RATE = 8000
 class HalvesTeacher:
     """Vocals are 0.75 of the song and the accompaniment 0.25; counts its songs, and stops at one as Ctrl-C would."""
 
-    name, stems, sampling_rate = "halves", ["vocals", "accompaniment"], RATE
+    name, stems, sampling_rate, settings = "halves", ["vocals", "accompaniment"], RATE, {}
 
     def __init__(self, stop_at: int | None = None):
         self.num_songs, self.stop_at = 0, stop_at
@@ -309,6 +309,11 @@ def test_a_stopped_run_goes_on_without_doing_anything_twice(songs_dir, tmp_path)
     assert len(labels_of(output)) == 12
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert prepare_pseudo_labels(songs_dir, output, HalvesTeacher(stop_at=0), "energy").kept == 7  # the silent one too
+    teacher.settings = {"checkpoint": "another"}
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"made with .*'halves'}}, not with .*'another'}}: choose another"):
+            prepare_pseudo_labels(songs_dir, output, teacher, "energy")
+        (output / "progress" / "finished-00000-of-00001.jsonl").unlink(missing_ok=True)  # as after a kill
 
 
 def test_a_kill_between_any_two_writes_is_repaired(songs_dir, tmp_path):

@@ -180,6 +180,10 @@ def test_a_killed_run_goes_on_and_finished_songs_stay(corpus, speech_dir, tmp_pa
     assert (report.written, report.kept) == (1, 1)
     assert (tmp_path / "render_5_000000" / "mixture.flac").stat().st_mtime_ns == first
     assert (tmp_path / "render_5_000001" / "mixture.flac").stat().st_mtime_ns == second
+    with pytest.raises(ValueError, match=r"has 'render_5_000000', made with {.*6.5}, not with {.*7.0}: choose"):
+        render.prepare_render(
+            tmp_path, 0.001, [SOUNDFONT], speech_dir=speech_dir, seed=5, min_seconds=6, max_seconds=7.0
+        )
 
 
 def test_another_process_renders_the_same_files(corpus, speech_dir, tmp_path):
