@@ -61,7 +61,7 @@ setup(
         "safetensors",
         "numpy",
         "soundfile",
-        "av",
+        "av<17.1",  # later ones, at least to 18.1, free some channel layouts twice (PyAV issue 2284): the process dies
         "filelock",
         "tqdm",
         "pyyaml",
