@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 from .errors import fail
-from .song_files import SongFile, find_songs, is_done, plan_outputs, stem_comments, weights_digest, work_folder
+from .song_files import SongFile, find_songs, is_done, model_digest, plan_outputs, stem_comments, work_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -146,9 +146,9 @@ def run(options: argparse.Namespace) -> int:
     stems = wanted.labels(pipe.model.config)
     plan, more = plan_outputs(songs, stems, options.output_dir, options.filename, options.format)
     settings = {**call_options(options), "bits": options.bits, "clip_mode": clip_mode_of(options)}
-    settings |= {"dtype": options.dtype, "strict": options.strict}
+    settings |= {"format": options.format, "dtype": options.dtype, "strict": options.strict}
     del settings["batch_size"]  # it changes nothing
-    settings["weights"] = weights_digest(pipe.model)
+    settings["model"] = model_digest(pipe.model, pipe.processor)
 
     problems = [ValueError(problem) for problem in (*problems, *more)]
     for problem in problems:
@@ -157,6 +157,8 @@ def run(options: argparse.Namespace) -> int:
         try:
             print(separate_file(pipe, song, paths, stems, settings, options), flush=True)
         except Exception as error:  # the other songs are not lost by it
+            if isinstance(error, OSError) and error.filename is None:  # the system's own, about a temporary file
+                error = OSError(f"{song.path} is not separated: {error.strerror or error}.")
             problems.append(error)
             fail("mss-lm separate", error)
     return 1 if problems else 0

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 WORK_PREFIX = ".separating-"
 MADE_BY = "stem by mss-lm"  # begins the comment in the tags of what we write
+ORIGINS = {"transformers_version", "_name_or_path"}
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,13 @@ def find_songs(inputs: list[str], output_dir: Path) -> tuple[list[SongFile], lis
     songs, problems, seen = [], [], set()
     for path in map(Path, inputs):
         if path.is_dir():
-            found = _songs_in(path, os.path.realpath(output_dir))
-            if not found:
-                problems.append(f"No audio file in {path} (looked for {', '.join(sorted(AUDIO_SUFFIXES))}).")
+            found, unread = _songs_in(path, os.path.realpath(output_dir))
+            problems += unread
+            if not found and not unread:
+                looked_for = ", ".join(sorted(AUDIO_SUFFIXES))
+                problems.append(
+                    f"No audio file in {path} (looked for {looked_for}; stems made by mss-lm do not count)."
+                )
         else:
             # The name of a file called "...wav" is no name of a folder without its suffix.
             found = [SongFile(path, path.stem if path.stem.strip(".") else path.name)]
@@ -49,20 +54,24 @@ def find_songs(inputs: list[str], output_dir: Path) -> tuple[list[SongFile], lis
     return songs, problems
 
 
-def _songs_in(folder: Path, output: str) -> list[SongFile]:
+def _songs_in(folder: Path, output: str) -> tuple[list[SongFile], list[str]]:
+    """Songs inside, and why some folders cannot be searched."""
     from processing_mss import AUDIO_SUFFIXES, read_comment
 
     is_output_inside = _is_inside(output, os.path.realpath(folder))
+    unread, files = [], []
+    for place, folders, names in os.walk(folder, onerror=unread.append):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(place, name) for name in names if not name.startswith(".")]
     songs = []
-    for file in sorted(folder.rglob("*")):
-        name = file.relative_to(folder)
-        if file.suffix.lower() not in AUDIO_SUFFIXES or file.is_dir() or any(p.startswith(".") for p in name.parts):
+    for file in sorted(files):
+        if file.suffix.lower() not in AUDIO_SUFFIXES:
             continue
         if is_output_inside and _is_inside(os.path.realpath(file), output):
             continue
         if not (read_comment(file) or "").startswith(MADE_BY):
-            songs.append(SongFile(file, name.with_suffix("").as_posix()))
-    return songs
+            songs.append(SongFile(file, file.relative_to(folder).with_suffix("").as_posix()))
+    return songs, [f"Cannot search {error.filename}: {error.strerror}." for error in unread]
 
 
 def _is_inside(path: str, folder: str) -> bool:
@@ -136,11 +145,17 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def weights_digest(model) -> str:
-    """SHA-256 of all weights."""
+def model_digest(model, processor) -> str:
+    """SHA-256 of all weights, and of all that was saved with them and changes stems."""
     import torch
 
-    digest = hashlib.sha256()
+    parts = (model.config.to_dict(), model.generation_config.to_dict(), processor.to_dict())
+    # Read again without what only tells where they come from, at any depth.
+    settings = json.loads(
+        json.dumps(parts, default=str),
+        object_pairs_hook=lambda pairs: {name: value for name, value in pairs if name not in ORIGINS},
+    )
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -164,12 +179,12 @@ def stem_comments(song: Path, stems: list[str], settings: dict) -> list[str]:
 def is_done(song: SongFile, paths: list[Path], comments: list[str]) -> bool:
     """Whether all stems are there, made from this song with these settings.
 
-    Some of them only, left by a run that was killed, do not count, and may be replaced.
+    Some of them only, or damaged ones, as a killed run or a full disk may leave, do not count, and may be replaced.
 
     Raises:
         ValueError: a file is there that is none of these stems.
     """
-    from processing_mss import read_comment
+    from processing_mss import AudioReader, AudioReadError, read_comment
 
     there = [path.exists() for path in paths]
     for path, comment, exists in zip(paths, comments, there):
@@ -178,7 +193,15 @@ def is_done(song: SongFile, paths: list[Path], comments: list[str]) -> bool:
                 f"{song.path} would replace {path}, which was made from another song, with other options, or not by "
                 "this program: choose another --output_dir or --filename, or --overwrite."
             )
-    return all(there)
+    if not all(there):
+        return False
+    for path in paths:
+        try:
+            with AudioReader(path, strict=True):
+                pass
+        except AudioReadError:
+            return False
+    return True
 
 
 @contextlib.contextmanager
