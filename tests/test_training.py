@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import HubertModel
@@ -24,7 +25,7 @@ from tests.tiny import small_corpus, tiny_codec, tiny_hubert_config, tiny_model,
 from training_mss import half_precision, reporting
 from training_mss.configuration import load_config
 from training_mss.optimization import learning_rate_factor
-from training_mss.run_state import last_state
+from training_mss.run_state import RunState, last_state, newest_whole, restore_replaced, save_checkpoint
 from training_mss.separator_step import SeparatorStage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -180,7 +181,7 @@ def test_the_codec_is_not_trained_in_bf16_on_cpus(tmp_path, config, corpus):
 @pytest.mark.parametrize(
     ("stage", "damaged_file", "share"),
     [
-        ("hubert", "optimizer.bin", 0.5),
+        ("hubert", "optimizer.bin", None),  # missing
         ("codec", "codec.safetensors", 0.9),
         ("separator", "custom_checkpoint_0.pkl", 0),
     ],
@@ -188,7 +189,7 @@ def test_the_codec_is_not_trained_in_bf16_on_cpus(tmp_path, config, corpus):
 def test_a_run_goes_on_from_the_last_whole_checkpoint_as_if_nothing_had_happened(
     tmp_path, config, corpus, codec_dir, caplog, capsys, stage, damaged_file, share
 ):
-    """As after the machine went down in the last step: a log of all, half a line, and a checkpoint that was cut off."""
+    """As after the machine went down in the last step: a log of all, half a line, and a checkpoint half of zeros."""
     HubertModel(tiny_hubert_config()).save_pretrained(tmp_path / "heard_through")
     inputs = {"hubert": ["--set", "hubert.relabel_step=3"], "codec": ["--hubert", f"{tmp_path}/heard_through"]}
     more = inputs.get(stage, ["--codec", codec_dir])
@@ -198,10 +199,14 @@ def test_a_run_goes_on_from_the_last_whole_checkpoint_as_if_nothing_had_happened
     stopped = shutil.copytree(whole, tmp_path / "stopped")
     shutil.rmtree(stopped / "final")
     with open(stopped / "log.jsonl", "a") as log:
-        log.write('{"step": 5, "train/lo')
+        log.write('{"step": 5, "train/lo' if share else "\0\0\n")
     newest, before = (stopped / "checkpoints" / f"step-0000000{step}" for step in (4, 2))
-    content = (newest / damaged_file).read_bytes()
-    (newest / damaged_file).write_bytes(content[: int(share * len(content))])
+    if share is None:
+        (newest / damaged_file).unlink()
+    else:
+        content = (newest / damaged_file).read_bytes()
+        end = int(share * len(content))
+        (newest / damaged_file).write_bytes(content[:end] + bytes(len(content) - end))
     assert last_state(stopped).step == 2
     resumed = arguments(stage, config, corpus, stopped, "--resume", *more)
     assert train_accelerate.main(resumed) == 0
@@ -218,13 +223,36 @@ def test_a_run_goes_on_from_the_last_whole_checkpoint_as_if_nothing_had_happened
         "step-00000004.damaged-1",
     }
 
-    for folder in (before, newest):
-        (folder / damaged_file).write_bytes(b"")
+    lines = (stopped / "log.jsonl").read_text().splitlines(keepends=True)
+    (stopped / "log.jsonl").write_text("".join(["{\n", *lines]))
+    assert train_accelerate.main(resumed) == 1
+    assert f"{stopped / 'log.jsonl'}, line 1: a record must be JSON with a step, got '{{'" in capsys.readouterr().err
+    (before / "sha256.json").unlink()
+    (newest / damaged_file).unlink()
+    (newest / damaged_file).mkdir()  # an OSError when it is read
     assert train_accelerate.main(resumed) == 1
     assert (
-        f"No checkpoint in {stopped / 'checkpoints'} is whole (step-00000004: {damaged_file}" in capsys.readouterr().err
+        f"No checkpoint in {stopped / 'checkpoints'} is whole (step-00000004: {damaged_file} cannot be read: Is a "
+        "directory; step-00000002: sha256.json is missing)" in capsys.readouterr().err
     )
     assert last_state(stopped).step == 0 and newest.is_dir()
+
+
+def test_a_kill_while_a_checkpoint_replaces_another_loses_neither(tmp_path, monkeypatch):
+    accelerator = Accelerator(cpu=True)
+    accelerator.register_for_checkpointing(RunState())
+    folder, replace = save_checkpoint(accelerator, tmp_path, 1, 2), os.replace
+
+    def killed(old, new):
+        if Path(new) == folder:
+            raise KeyboardInterrupt
+        replace(old, new)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", killed)
+        save_checkpoint(accelerator, tmp_path, 1, 2)
+    restore_replaced(tmp_path)
+    assert newest_whole(tmp_path) == (folder, {})
 
 
 def test_a_killed_run_of_two_processes_goes_on_as_if_nothing_had_happened(tmp_path, config, corpus, codec_dir):

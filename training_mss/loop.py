@@ -23,6 +23,7 @@ from .run_state import (
     keep_frozen_weights_out,
     load_learned_weights,
     newest_whole,
+    restore_replaced,
     save_checkpoint,
     save_learned_weights,
     set_aside,
@@ -286,6 +287,9 @@ class Training:
             self.stage.export(directory)
 
     def _resume(self) -> None:
+        if self.accelerator.is_main_process:
+            restore_replaced(self.options.output_dir)
+        self.accelerator.wait_for_everyone()
         folders = checkpoint_folders(self.options.output_dir)
         if folders and not self.options.resume:
             raise ValueError(

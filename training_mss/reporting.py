@@ -34,11 +34,26 @@ class RunLog:
         self.last_scores: dict[str, float] = {}
 
     def forget_after(self, step: int) -> None:
-        """Drop lines after `step`, and a half line: those a killed run wrote after its last checkpoint."""
+        """Drop lines after `step`, and a damaged last one: those a killed run wrote after its last checkpoint.
+
+        Raises:
+            ValueError: another line is damaged.
+        """
         if not self.accelerator.is_main_process or not self.path.exists():
             return
-        whole = self.path.read_text(encoding="utf-8").split("\n")[:-1]
-        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        lines = self.path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
+        kept = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                is_kept = json.loads(line)["step"] <= step
+            except (ValueError, KeyError, TypeError) as error:
+                if number < len(lines):
+                    raise ValueError(
+                        f"{self.path}, line {number}: a record must be JSON with a step, got {line[:80]!r}; remove the "
+                        "line, and --resume goes on."
+                    ) from error
+                continue
+            kept += [line] if is_kept else []
         temporary = self.path.with_suffix(".tmp")
         with writing(self.path):
             temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

@@ -1,14 +1,16 @@
 """Where a run stands, and its checkpoints.
 
 A checkpoint is a folder `checkpoints/step-00001000`: Accelerate's state (optimisers, schedules, random generators), the
-weights of each player without what is frozen, and the run's state. It is written under a temporary name and renamed:
-what has its final name is whole, unless the machine went down before the disk had it all. Such a one is renamed to
-`step-00001000.damaged-1` when a run resumes, and the one before it counts.
+weights of each player without what is frozen, the run's state, and a list of all files with their SHA-256. It is
+written under a temporary name and renamed: what has its final name is whole, unless the machine went down before the
+disk had it all, or somebody changed it. Such a one is renamed to `step-00001000.damaged-1` when a run resumes, and the
+one before it counts.
 """
 
+import hashlib
+import json
 import os
 import shutil
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -24,6 +26,7 @@ from .stage import unwrapped
 
 CHECKPOINT_PREFIX = "step-"
 STATE_FILE = "custom_checkpoint_0.pkl"  # Accelerate's name for the first object that the loop registers
+DIGESTS_FILE = "sha256.json"
 
 
 @dataclass
@@ -59,21 +62,33 @@ def checkpoint_folders(output_dir: str | os.PathLike) -> list[Path]:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a file of a checkpoint, as that it was cut off; None: all are whole. Reads each once."""
-    if not (checkpoint / STATE_FILE).is_file():
-        return f"{STATE_FILE} is missing"
-    for path in sorted(checkpoint.iterdir()):
-        try:
-            if path.suffix == ".safetensors":
-                with safe_open(path, "pt"):  # has a header with the size of all that follows
-                    pass
-            elif path.suffix in (".bin", ".pkl", ".pt"):  # torch.save: a zip file with checksums
-                with zipfile.ZipFile(path) as file:
-                    if part := file.testzip():
-                        return f"{path.name}: the checksum of {part} is wrong"
-        except (SafetensorError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError) as error:
-            return f"{path.name}: {error}"
+    """What is wrong with a checkpoint, as that a file is missing or cut off; None: it is whole. Reads all of it."""
+    name = DIGESTS_FILE
+    try:
+        digests = json.loads((checkpoint / name).read_text(encoding="utf-8"))
+        for name, digest in digests.items():
+            if sha256(checkpoint / name) != digest:
+                return f"{name} is not what was written"
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except OSError as error:
+        return f"{name} cannot be read: {error.strerror}"
+    except (ValueError, AttributeError):  # no JSON, or no object
+        return f"{name} is not what was written"
     return None
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def restore_replaced(output_dir: str | os.PathLike) -> None:
+    """Give a checkpoint its name back that a run had set aside to replace it, if it was killed right then."""
+    for old in (Path(output_dir) / "checkpoints").glob(f".{CHECKPOINT_PREFIX}*.old"):
+        folder = old.with_name(old.name[1:].removesuffix(".old"))
+        if not folder.exists():
+            os.replace(old, folder)
 
 
 def newest_whole(output_dir: str | os.PathLike) -> tuple[Path | None, dict[Path, str]]:
@@ -159,7 +174,7 @@ def save_checkpoint(accelerator: Accelerator, output_dir: str | os.PathLike, ste
         OSError: it cannot be written, as on a full disk; nothing of it is left.
     """
     folder = Path(output_dir) / "checkpoints" / f"{CHECKPOINT_PREFIX}{step:08d}"
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    temporary, replaced = (folder.with_name(f".{folder.name}.{kind}") for kind in ("tmp", "old"))
     try:
         with writing(folder):
             if accelerator.is_main_process:
@@ -170,15 +185,22 @@ def save_checkpoint(accelerator: Accelerator, output_dir: str | os.PathLike, ste
             accelerator.save_state(temporary)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                shutil.rmtree(folder, ignore_errors=True)  # the same step again, after a resumed run that did nothing
+                files = [path for path in temporary.rglob("*") if path.is_file()]
+                digests = {path.relative_to(temporary).as_posix(): sha256(path) for path in sorted(files)}
+                (temporary / DIGESTS_FILE).write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
+                if folder.is_dir():  # the same step again
+                    os.replace(folder, replaced)
                 os.replace(temporary, folder)
+                shutil.rmtree(replaced, ignore_errors=True)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
+        if accelerator.is_main_process:
+            restore_replaced(output_dir)
         raise
     if accelerator.is_main_process:
         for old in checkpoint_folders(output_dir)[:-total_limit]:
             # First out of sight, so that a kill in between leaves no half checkpoint under a valid name.
-            hidden = old.with_name(f".{old.name}.old")
+            hidden = old.with_name(f".{old.name}.going")
             os.replace(old, hidden)
             shutil.rmtree(hidden)
     accelerator.wait_for_everyone()
