@@ -22,7 +22,9 @@ try:
 except ImportError:
     av = None
 
-from .audio_headers_mss import Timing, has_short_last_packet
+from .audio_boxes_mss import SPARE_PACKETS, counts_too_many_packets
+from .audio_headers_mss import Timing, bounds_of_sound, has_short_last_packet
+from .audio_source_mss import AudioReadError, FilePart, whole_file
 from .signals_mss import signals_deferred
 
 logger = logging.get_logger(__name__)
@@ -42,10 +44,6 @@ MAX_DOWNLOAD_BYTES = 2**31
 DOWNLOAD_TIMEOUT_S = 30  # without a byte
 
 Pieces = Iterator[np.ndarray]  # of decoded audio, (channels, samples) float32
-
-
-class AudioReadError(ValueError):
-    """A file is missing, empty, too long, too damaged, NaN in places, or nothing that is read as audio."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +171,7 @@ def read_comment(path: str | os.PathLike) -> str | None:
     if not os.path.isfile(path):  # opening a pipe could keep us waiting
         return None
     try:
-        with open(path, "rb") as file, _open_container(_Source(file, lambda: None)) as container:
+        with open(path, "rb") as file, _open_container(_Source(whole_file(file), lambda: None)) as container:
             tags = {key.lower(): value for key, value in container.metadata.items()}
     except (OSError, ValueError):
         return None
@@ -182,7 +180,11 @@ def read_comment(path: str | os.PathLike) -> str | None:
 
 def _locate(source: str | os.PathLike | bytes) -> tuple[str, str | bytes]:
     """A source's name for messages, and its path or bytes."""
-    name = "the given bytes" if isinstance(source, bytes) else str(source)
+    if isinstance(source, (bytearray, memoryview)):
+        source = bytes(source)
+    if not isinstance(source, (str, os.PathLike, bytes)):
+        raise AudioReadError(f"A song is given as a path, a URL or the bytes of a file, got {type(source).__name__}.")
+    name = "the given bytes" if isinstance(source, bytes) else _shown(source)
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         source = _download(source)
     if isinstance(source, bytes):
@@ -198,6 +200,12 @@ def _locate(source: str | os.PathLike | bytes) -> tuple[str, str | bytes]:
     if size == 0:
         raise AudioReadError(f"Cannot read {name}: it is empty (0 bytes).")
     return name, source
+
+
+def _shown(source: str | os.PathLike) -> str:
+    """In one line, and without what a terminal would obey."""
+    name = os.fsdecode(source)
+    return "".join(part if part.isprintable() else part.encode("unicode_escape").decode() for part in name)
 
 
 def _download(url: str) -> bytes:
@@ -221,9 +229,10 @@ def _download(url: str) -> bytes:
 class _Source:
     """The file that FFmpeg sees: it has no name, and is not read over and over."""
 
-    def __init__(self, file: io.BufferedIOBase, on_read: Callable[[], None]):
+    def __init__(self, file: FilePart, on_read: Callable[[], None]):
         self._file, self._on_read = file, on_read
-        self._left = 4 * file.seek(0, os.SEEK_END) + 2**26  # bytes
+        self.size = file.size
+        self._left = 4 * self.size + 2**26  # bytes
         self.tell = file.tell
         file.seek(0)
 
@@ -263,6 +272,9 @@ def _open_container(source: _Source) -> "av.container.InputContainer":
         "codec_whitelist": _audio_decoders(),
         "err_detect": "crccheck",
     }
+    if counts_too_many_packets(source, source.size):
+        raise AudioReadError("its index counts more packets than it can hold; it is damaged.")
+    source.seek(0)
     try:
         with signals_deferred():
             return av.open(source, options=options, metadata_errors="ignore")
@@ -289,14 +301,23 @@ class _Decoding:
         self.num_samples, self.sampling_rate, self.losses = 0, 0, []
 
     def __iter__(self) -> Pieces:
-        with io.BytesIO(self._source) if isinstance(self._source, bytes) else open(self._source, "rb") as file:
+        with self._open() as whole:
             try:
+                file = FilePart(whole, *bounds_of_sound(whole))
                 with _open_container(_Source(file, self._tell)) as container:
                     yield from self._checked(self._pieces(container, file))
             except AudioReadError as error:
                 raise AudioReadError(f"Cannot read {self.name} as audio: {error}") from error
             except FFMPEG_ERRORS as error:  # a layout that it can't convert, for one
                 raise AudioReadError(f"Cannot read {self.name} as audio: {error.strerror}.") from error
+
+    def _open(self) -> io.BufferedIOBase:
+        if isinstance(self._source, bytes):
+            return io.BytesIO(self._source)
+        try:
+            return open(self._source, "rb")
+        except OSError as error:
+            raise AudioReadError(f"Cannot read {self.name}: {error.strerror}.") from error
 
     def _tell(self):
         if self._on_read is not None:
@@ -326,16 +347,17 @@ class _Decoding:
                 f"it has {at_least}{seconds:.0f} s, {self._max_seconds:g} s at most are taken; cut it."
             )
 
-    def _pieces(self, container: "av.container.InputContainer", file: io.BufferedIOBase) -> Pieces:
+    def _pieces(self, container: "av.container.InputContainer", file: FilePart) -> Pieces:
         """Every frame at its place, silence where one is missing."""
         stream = self._open_stream(container)
         rate, num_samples, lost = self.sampling_rate, 0, 0
         timing = Timing(container, stream, file)
+        self._packets_left = file.size + SPARE_PACKETS
         if timing.stated is not None:
             self._check_length(timing.stated / rate)
         converter = av.AudioResampler(format="flt", layout=stream.layout, rate=rate)
         for packet, frame in self._frames(container, stream):
-            start = timing.start_of(packet, frame)
+            start = timing.start_of(packet, frame, num_samples)
             gap = 0 if start is None else start - num_samples
             # A time that is far beyond the end is damaged itself.
             if gap > GAP_S * rate and (gap < MAX_GAP_S * rate or (timing.stated and start < timing.stated)):
@@ -390,6 +412,10 @@ class _Decoding:
                 return
             if packet is None:
                 return
+            self._tell()  # FFmpeg may go on for long with what it has read
+            self._packets_left -= 1
+            if self._packets_left < 0:
+                raise AudioReadError("it has more packets than bytes; it is damaged.")
             try:
                 with signals_deferred():
                     frames = packet.decode()
