@@ -17,6 +17,8 @@ HTDemucs (peer.model.architecture) on the same crops, for comparison.
 Everything about recipe and architecture is in the configuration, and every field of it can be set here:
 --set separator.optimizer.learning_rate=1e-3. A run that was stopped, killed or ran out of time goes on with --resume,
 as if nothing had happened. See docs/training.md.
+
+exit codes: 0 done, or --max_train_minutes are over; 1 failed, 2 wrong usage, 130 a signal ended it before its last step
 """
 
 import argparse
@@ -44,7 +46,7 @@ from training_mss.loop import RunOptions, Training
 from training_mss.mask_step import MaskStage
 from training_mss.peer_step import PeerStage
 from training_mss.reporting import RunLog
-from training_mss.run_state import replacing
+from training_mss.run_state import INTERRUPTED, locked, replacing
 from training_mss.separator_step import SeparatorStage
 from training_mss.stage import Stage
 
@@ -107,7 +109,19 @@ def build_stage(options: argparse.Namespace, config: TrainingConfig) -> Stage:
     return stage(config, codec_path=options.codec, init_from=options.init_from)
 
 
-def train(options: argparse.Namespace, started: float) -> None:
+def train(options: argparse.Namespace, started: float) -> int:
+    """Train a stage and export it; returns the exit code."""
+    run_options = RunOptions(
+        output_dir=options.output_dir,
+        seed=options.seed,
+        resume=options.resume,
+        max_train_minutes=options.max_train_minutes,
+        started=started,
+        checkpointing_steps=options.checkpointing_steps,
+        logging_steps=options.logging_steps,
+        validation_steps=options.validation_steps,
+        total_limit=options.total_limit,
+    )
     config = load_config(options.config, options.set)
     stage_config = getattr(config, options.stage)
     accelerator = Accelerator(
@@ -127,9 +141,18 @@ def train(options: argparse.Namespace, started: float) -> None:
         raise ValueError(
             f"On a CPU, bf16 is for the stages masks and separator alone. Add --set {options.stage}.mixed_precision=no"
         )
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    with locked(accelerator, options.output_dir):
+        return train_alone(options, run_options, config, accelerator)
+
+
+def train_alone(
+    options: argparse.Namespace, run_options: RunOptions, config: TrainingConfig, accelerator: Accelerator
+) -> int:
+    """`train`, once the output folder is ours."""
+    stage_config = getattr(config, options.stage)
     torch.set_float32_matmul_precision("high")
     set_seed(options.seed)  # the same initial weights in every process
-    options.output_dir.mkdir(parents=True, exist_ok=True)
     if accelerator.trackers or options.report_to:
         accelerator.init_trackers("mss-lm", config={"stage": options.stage, "seed": options.seed})
 
@@ -157,24 +180,7 @@ def train(options: argparse.Namespace, started: float) -> None:
         options.cache_dir,
     )
     log = RunLog(options.stage, options.output_dir, accelerator, SAMPLING_RATE)
-    training = Training(
-        stage,
-        crops,
-        validation,
-        accelerator,
-        RunOptions(
-            output_dir=options.output_dir,
-            seed=options.seed,
-            resume=options.resume,
-            max_train_minutes=options.max_train_minutes,
-            started=started,
-            checkpointing_steps=options.checkpointing_steps,
-            logging_steps=options.logging_steps,
-            validation_steps=options.validation_steps,
-            total_limit=options.total_limit,
-        ),
-        log,
-    )
+    training = Training(stage, crops, validation, accelerator, run_options, log)
     state = training.run()
     final = options.output_dir / "final"
     accelerator.wait_for_everyone()
@@ -183,11 +189,19 @@ def train(options: argparse.Namespace, started: float) -> None:
         with replacing(final) as folder:
             training.export(folder)
             write_model_card(folder, options.stage, config, state, songs, state.best_scores or log.last_scores)
-        if options.push_to_hub:
+        if options.push_to_hub and not training.interrupted:
             publish(final, options.push_to_hub)
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    if training.interrupted:
+        accelerator.print(
+            f"{options.stage}: a signal ended it at step {state.step} of {stage_config.max_steps}, which {final} is "
+            "from; --resume goes on.",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
     accelerator.print(f"{options.stage}: {state.step} steps in {state.train_seconds / 60:.1f} min -> {final}")
+    return 0
 
 
 def main(arguments: list[str] | None = None, started: float | None = None) -> int:
@@ -196,10 +210,9 @@ def main(arguments: list[str] | None = None, started: float | None = None) -> in
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # it names every file of every checkpoint
     options = parse_arguments(arguments)
     try:
-        train(options, started)
+        return train(options, started)
     except Exception as error:
         return fail("train_accelerate.py", error)
-    return 0
 
 
 if __name__ == "__main__":

@@ -162,6 +162,7 @@ class Ablations:
                     free.append(device)
                     if process.returncode:
                         errors[name] = last_line(self.folder(name) / "train.log")
+                        shutil.rmtree(self.folder(name) / "final", ignore_errors=True)  # of one that was interrupted
                     print(f"{name}: {errors.get(name, 'done')}", flush=True)
         finally:
             end(process for process, _ in running.values())  # each leaves a checkpoint

@@ -32,7 +32,7 @@ class FakeProcesses(Processes):
     def start(self, name, command):
         return super().start(name, ["sleep", "60"])
 
-    def run(self, name, command, limit_s, num_threads=1):
+    def run(self, name, command, limit_s, num_threads=1, done=(0,)):
         self.commands.append((name, command, limit_s))
         if name in self.failing:
             raise StageError("failed with 1: for the test")
@@ -116,9 +116,11 @@ def test_songs_of_the_plan_that_cannot_be_packed_end_the_call_at_once(call):
 
 def test_a_command_that_closes_in_order_when_its_time_is_up_is_done(tmp_path):
     processes = Processes(tmp_path)
-    processes.run("training", ["sh", "-c", "trap 'exit 0' TERM; sleep 60 & wait"], limit_s=1.0)
-    with pytest.raises(StageError, match="stopped after 1 s"):
-        processes.run("score", ["sleep", "60"], limit_s=1.0)
+    closing = ["sh", "-c", "trap 'exit 130' TERM; sleep 60 & wait"]
+    processes.run("training", closing, limit_s=1.0, done=(0, 130))
+    for command in (closing, ["sleep", "60"]):
+        with pytest.raises(StageError, match="stopped after 1 s"):
+            processes.run("score", command, limit_s=1.0)
 
 
 def test_no_training_starts_that_could_not_end_in_time_and_the_next_call_makes_it(call):

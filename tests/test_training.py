@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from transformers import HubertModel
 import train_accelerate
 from modeling_mss import HCodecConfig, HCodecModel, MssConfig, MssForConditionalGeneration
 from tests.tiny import small_corpus, tiny_codec, tiny_hubert_config, tiny_model, tiny_processor, tiny_training_config
-from training_mss import half_precision, reporting
+from training_mss import half_precision, reporting, run_state
 from training_mss.configuration import load_config
 from training_mss.optimization import learning_rate_factor
 from training_mss.run_state import RunState, last_state, newest_whole, restore_replaced, save_checkpoint
@@ -347,6 +348,33 @@ def test_the_run_ends_in_time_with_a_checkpoint(tmp_path, config, corpus, codec_
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) <= 2
 
 
+def test_a_signal_ends_the_run_with_a_checkpoint_and_its_own_code_and_no_other_run_comes_in_between(
+    tmp_path, config, corpus, codec_dir, capsys, monkeypatch
+):
+    run = arguments("separator", config, corpus, tmp_path / "run", "--codec", codec_dir)
+    write = reporting.RunLog.write
+
+    def interrupted(self, step, values, part):
+        write(self, step, values, part)
+        if step == 1 and part == "train":
+            assert train_accelerate.main(run) == 1
+            assert f"Another training is writing to {tmp_path / 'run'}: wait" in capsys.readouterr().err
+            signal.raise_signal(signal.SIGHUP)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup may have had it ignored
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(run_state, "LOCK_PATIENCE_S", 0)
+            patch.setattr(reporting.RunLog, "write", interrupted)
+            assert train_accelerate.main(run) == 130
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    final = tmp_path / "run" / "final"
+    said = f"separator: a signal ended it at step 1 of 4, which {final} is from; --resume goes on."
+    assert capsys.readouterr().err.splitlines()[-1] == said and (final / "README.md").is_file()
+    assert train_accelerate.main([*run, "--resume"]) == 0 and sorted(read_log(tmp_path / "run")) == [1, 2, 3, 4]
+
+
 def test_losses_that_are_not_finite_are_skipped_counted_and_fatal(
     tmp_path, config, corpus, codec_dir, monkeypatch, capsys
 ):
@@ -430,7 +458,7 @@ def test_a_full_disk_leaves_nothing_half_and_the_run_goes_on_when_there_is_room(
     with monkeypatch.context() as patch:
         patch.setattr(MssForConditionalGeneration, "save_pretrained", half_a_file)
         assert f"Cannot write {output_dir / 'final'} (Error while serializing: I/O error: No space" in error_of_run()
-    names = {path.name for path in output_dir.iterdir()} | {path.name for path in output_dir.glob("checkpoints/*")}
+    names = {path.name for path in output_dir.glob("[!.]*")} | {path.name for path in output_dir.glob("checkpoints/*")}
     assert names == {"log.jsonl", "checkpoints", "step-00000002"}
     assert train_accelerate.main(arguments("separator", config, corpus, output_dir, *more)) == 0
     assert (output_dir / "final" / "README.md").is_file() and sorted(read_log(output_dir)) == [1, 2]
@@ -458,6 +486,11 @@ def test_wrong_usage_says_what_to_do(tmp_path, config, corpus, codec_dir, capsys
     assert "allowed are" in fails("separator", "--set", "separator.crops.batchsize=3")
     assert "set do_sample to true" in fails("separator", "--set", "separator.generation.top_p=0.9")
     assert "`separator.max_steps` must be of type int" in fails("separator", "--set", "separator.max_steps=many")
+    for name in ("checkpointing_steps", "logging_steps", "validation_steps", "total_limit"):
+        assert f"`{name}` must be at least 1, got 0." in fails("separator", f"--{name}", "0")
+    assert "`max_train_minutes` must be a number of at least 0, or left out, got nan" in fails(
+        "separator", "--max_train_minutes", "nan"
+    )
     (tmp_path / "run" / "checkpoints" / "step-00000004").mkdir(parents=True)
     assert "--resume" in fails("separator", "--codec", codec_dir)
     assert half_precision.main([str(tmp_path), str(tmp_path / "half")]) == 1

@@ -29,7 +29,7 @@ from data_mss.manifest import read_manifest
 from .returned import is_whole, send
 from .run_plan import Plan, Progress, mean_scores, read_plan, training_outcome
 from .run_processes import GRACE_S, ROOT, Processes, StageError
-from .run_state import checkpoint_folders, last_state
+from .run_state import INTERRUPTED, checkpoint_folders, last_state
 
 PLAN = ROOT / "configs" / "accelerator_run" / "plan.yaml"
 TRAIN = [sys.executable, str(ROOT / "train_accelerate.py")]
@@ -170,7 +170,8 @@ class AcceleratorRun:
         command = [*TRAIN, "--stage", STAGE_OF.get(name, name), "--config", config, "--output_dir", str(folder)]
         command += ["--manifests", *self.packed(), "--num_workers", "0", "--resume", *given]
         command += ["--max_train_minutes", f"{minutes:.3f}", *self.plan.arguments(training)]
-        self.processes.run(name, command, min(60 * minutes + GRACE_S, self.seconds_left()))
+        # One that is ended because its time is up leaves a model as well.
+        self.processes.run(name, command, min(60 * minutes + GRACE_S, self.seconds_left()), done=(0, INTERRUPTED))
 
     def masks(self) -> None:
         """First on the songs that are there, then on all."""
@@ -318,7 +319,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.run()
     print(json.dumps(run.send()), flush=True)
     if run.processes.ending.is_set():
-        return 130
+        return INTERRUPTED
     return int(any(stage["state"].startswith("failed") for stage in run.progress.stages.values()))
 
 

@@ -183,6 +183,8 @@ def _leave_interrupts_to_the_loop(worker: int) -> None:
     """Ctrl-C reaches the workers too, but the loop still wants its batch then."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "SIGHUP"):  # so does the end of a terminal
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 @dataclass

@@ -63,6 +63,14 @@ class RunOptions:
     validation_steps: int = 1000
     total_limit: int = 2
 
+    def __post_init__(self):
+        for name in ("checkpointing_steps", "logging_steps", "validation_steps", "total_limit"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        minutes = self.max_train_minutes
+        if minutes is not None and not minutes >= 0:  # NaN is not
+            raise ValueError(f"`max_train_minutes` must be a number of at least 0, or left out, got {minutes}.")
+
 
 class Training:
     """A stage, its optimisers and where the run stands."""
@@ -94,6 +102,7 @@ class Training:
         if accelerator.distributed_type != DistributedType.FSDP:
             keep_frozen_weights_out(accelerator, stage.players, stage.frozen)
         self.stop_signal = False
+        self.interrupted = False  # a signal to any process ended the run before its last step
         self.closing_seconds = 0.0  # what the last checkpoint and validation took
 
     def run(self) -> RunState:
@@ -107,7 +116,10 @@ class Training:
         """
         self._resume()
         self._set_mode(train=True)
-        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        heard = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
+            heard.append(signal.SIGHUP)
+        previous = {number: signal.signal(number, self._on_signal) for number in heard}
         try:
             self._loop()
         finally:
@@ -330,11 +342,12 @@ class Training:
         if limit is not None:
             elapsed = time.monotonic() - self.options.started
             late = elapsed + 1.5 * self.closing_seconds > 60 * limit
-        stop = late or self.stop_signal
+        flags = [late, self.stop_signal]
         if self.accelerator.num_processes > 1:
-            flag = torch.tensor(float(stop), device=self.accelerator.device)
-            stop = bool(self.accelerator.reduce(flag, reduction="sum") > 0)
-        return stop
+            sums = self.accelerator.reduce(torch.tensor(flags, device=self.accelerator.device).float(), reduction="sum")
+            flags = (sums > 0).tolist()
+        self.interrupted = flags[1]
+        return any(flags)
 
     def _on_signal(self, number: int, frame) -> None:
         if self.stop_signal:

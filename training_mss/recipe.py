@@ -15,13 +15,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .run_state import last_state
+from .run_state import INTERRUPTED, last_state
 
 SCRIPT = Path(__file__).resolve().parents[1] / "train_accelerate.py"
 STAGES = ("masks", "separator")
 DONE = 0.9  # of a stage's minutes: the rest went into loading and validation
 MIN_MINUTES = 0.5  # of a call: loading alone takes that long
-INTERRUPTED = 130
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

@@ -44,8 +44,13 @@ class Processes:
             self._running.add(process)
         return process
 
-    def run(self, name: str, command: list[str], limit_s: float, num_threads: int = 1) -> None:
+    def run(
+        self, name: str, command: list[str], limit_s: float, num_threads: int = 1, done: tuple[int, ...] = (0,)
+    ) -> None:
         """Run a command to its end.
+
+        Args:
+            done: exit codes after which there is what was wanted.
 
         Raises:
             StageError: it failed, or took longer than `limit_s`.
@@ -55,12 +60,12 @@ class Processes:
             process.wait(max(limit_s, 1.0))
         except subprocess.TimeoutExpired:
             self.end(process)
-            if process.returncode:  # 0: a training that closed in time
+            if process.returncode not in done:  # a training may have closed in time
                 raise StageError(f"stopped after {limit_s:.0f} s") from None
         self._forget(process)
         if self.ending.is_set():
             raise StageError("interrupted")
-        if process.returncode:
+        if process.returncode not in done:
             lines = (self.log_dir / f"{name}.log").read_text(encoding="utf-8", errors="replace").splitlines()
             raise StageError(f"failed with {process.returncode}: {lines[-1] if lines else 'without a word'}")
 

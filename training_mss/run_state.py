@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -27,6 +29,9 @@ from .stage import unwrapped
 CHECKPOINT_PREFIX = "step-"
 STATE_FILE = "custom_checkpoint_0.pkl"  # Accelerate's name for the first object that the loop registers
 DIGESTS_FILE = "sha256.json"
+LOCK_FILE = ".lock"  # stays in the run's folder: removing it could let two in
+LOCK_PATIENCE_S = 10.0  # workers of a run that was killed hold its lock until they miss it, after some seconds
+INTERRUPTED = 130  # exit code of a run that a signal ended before its last step
 
 
 @dataclass
@@ -115,6 +120,30 @@ def last_state(output_dir: str | os.PathLike) -> RunState:
     if folder:
         state.load_state_dict(torch.load(folder / STATE_FILE, weights_only=True))
     return state
+
+
+@contextmanager
+def locked(accelerator: Accelerator, output_dir: str | os.PathLike) -> Iterator[None]:
+    """Keep other trainings out of a run's folder. Every process has to call it.
+
+    Raises:
+        ValueError: another one is there.
+    """
+    lock, is_free = FileLock(Path(output_dir) / LOCK_FILE, timeout=LOCK_PATIENCE_S), True
+    if accelerator.is_main_process:
+        try:
+            lock.acquire()
+        except Timeout:
+            is_free = False
+    (is_free,) = broadcast_object_list([is_free])
+    if not is_free:
+        raise ValueError(
+            f"Another training is writing to {output_dir}: wait for its end, or choose another --output_dir."
+        )
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
