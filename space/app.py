@@ -8,6 +8,7 @@ import contextlib
 import math
 import os
 import tempfile
+import threading
 import time
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -40,35 +41,42 @@ ADVICE = (
 max_seconds = float(os.environ.get("MSS_MAX_SECONDS", 600))
 pipe = pipeline("audio-source-separation", model=os.environ.get("MSS_MODEL") or DEFAULT_MODEL, dtype="auto")
 stem_names, outputs = list(pipe.model.config.stems), list(pipe.model.config.outputs)
-stopped_sessions = set()
+alone, latest = threading.Lock(), None  # the Watch of the song that was begun last
 
 
 def separate(path: str | None, stems: list[str], output: str, request: gr.Request, progress=gr.Progress()):  # noqa: B008
     """One file for each stem of the model, None for those that were not asked for; and the spectrograms."""
-    if path is None or not stems:
-        raise gr.Error("Upload or record a song first." if path is None else "Choose at least one stem.")
-    stopped_sessions.discard(request.session_hash)
-    watch = Watch(request.session_hash, progress, Path(path).name)
+    if path is None or not os.path.isfile(path):
+        raise gr.Error("Upload or record a song first.")
+    if not stems:
+        raise gr.Error("Choose at least one stem.")
+    global latest
+    if latest is not None:
+        latest.is_stopped = True  # the queue has given it up; only its thread may not know yet
+    latest = watch = Watch(request.session_hash, progress, Path(path).name)
     progress(0, desc="Reading")
     with tempfile.TemporaryDirectory() as folder:  # deleted once Gradio, after `yield`, has copied the files
         files = {label: f"{folder}/{Path(path).stem[:100]}_{label}.wav" for label in stem_names if label in stems}
         try:
-            write_stems(path, files, output, watch)
-            progress(None, desc="Drawing")
-            picture = draw_spectrograms({"mixture": path, **files}, watch)
+            with alone:
+                write_stems(path, files, output, watch)
+                progress(None, desc="Drawing")
+                picture = draw_spectrograms({"mixture": path, **files}, watch)
         except (ValueError, RuntimeError, OSError, CancelledError) as error:
-            raise gr.Error(str(error).replace(path, watch.name), duration=None, print_exception=False) from error
+            text = getattr(error, "strerror", None) or str(error).replace(path, watch.name)
+            raise gr.Error(text, duration=None, print_exception=False) from error
         yield *map(files.get, stem_names), picture
 
 
 class Watch:
-    """Looks at one separation: shows how far it is, and ends it when its session wants that or reading takes too long.
+    """Looks at one separation: shows how far it is, and ends it when that is wanted or reading takes too long.
 
     One song is separated at a time: what never ends would keep everybody waiting.
     """
 
-    def __init__(self, session: str, progress: gr.Progress, name: str):
+    def __init__(self, session: str | None, progress: gr.Progress, name: str):
         self.session, self.progress, self.name = session, progress, name
+        self.is_stopped = False
         self.deadline = time.monotonic() + READ_LIMIT_S
 
     def on_read(self, seconds: float):
@@ -92,7 +100,7 @@ class Watch:
         self.progress((done, total), desc="Separating")
 
     def _check_stopped(self):
-        if self.session in stopped_sessions:
+        if self.is_stopped:
             raise CancelledError("Cancelled.")
 
 
@@ -131,7 +139,15 @@ def draw_spectrograms(files: dict[str, str], watch: Watch) -> Figure:
 
 def stop(request: gr.Request):
     """Let the separation of this session end at its next step."""
-    stopped_sessions.add(request.session_hash)
+    if latest is not None and request.session_hash is not None and latest.session == request.session_hash:
+        latest.is_stopped = True
+
+
+async def keep_upload(path: str) -> str:
+    """Takes the place of Gradio's method for the input, which downloads what an address names, all into memory."""
+    if not os.path.isfile(path):
+        raise gr.Error("Upload the song: addresses are not followed here.", print_exception=False)
+    return await gr.Audio.async_move_resource_to_block_cache(song, path)
 
 
 with gr.Blocks(title="Music source separation", analytics_enabled=False, delete_cache=(3600, 7200)) as demo:
@@ -139,6 +155,7 @@ with gr.Blocks(title="Music source separation", analytics_enabled=False, delete_
     with gr.Row():
         with gr.Column():
             song = gr.Audio(label="Song", type="filepath", sources=["upload", "microphone"])
+            song.async_move_resource_to_block_cache = keep_upload
             stems = gr.CheckboxGroup(stem_names, value=stem_names, label="Stems", info="Made in this order.")
             output = gr.Radio(outputs, value=outputs[0], label="Output", info=ADVICE)
             with gr.Row():
@@ -151,7 +168,7 @@ with gr.Blocks(title="Music source separation", analytics_enabled=False, delete_
     cancel.click(stop, queue=False, api_name="stop")  # what runs
     cancel.click(None, cancels=run)  # what waits
     demo.unload(stop)
-demo.queue(max_size=20)
+demo.queue(max_size=20, api_open=False)  # by the queue only, which counts
 
 if __name__ == "__main__":
     demo.launch(max_file_size="500mb", footer_links=["api", "gradio"])

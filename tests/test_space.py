@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import soundfile
@@ -125,6 +126,15 @@ def test_what_cannot_be_separated_is_said_readably(client, song, tmp_path):
         separate(client, song, [])
     with pytest.raises(AppError, match="Upload or record a song first"):
         client.predict(None, STEMS, "filtered", api_name="/separate")
+
+
+def test_only_what_was_uploaded_is_read_and_only_by_the_queue(client, song):
+    for more in ({}, {"is_stream": True}):
+        address = {"path": f"{client.src}theme.css", "meta": {"_type": "gradio.FileData"}, **more}
+        with pytest.raises(AppError, match=r"addresses are not followed|Upload or record a song first"):
+            client.predict(address, STEMS, "filtered", api_name="/separate")
+    direct = httpx.post(f"{client.src}gradio_api/run/separate", json={"data": [None, STEMS, "filtered"]})
+    assert direct.status_code == 404 and "queue" in direct.text
 
 
 def test_cancelling_ends_a_separation_and_the_next_one_works(client, song, tmp_path):
