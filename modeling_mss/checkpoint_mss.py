@@ -2,6 +2,7 @@
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from transformers import GenerationConfig
 
 # A damaged number must not take all of a machine's memory before the weights turn out not to fit: these limits are far
 # above the paper's models.
@@ -17,6 +18,7 @@ TRANSFORMER_SIZES = {
     "intermediate_size": WIDTHS,
 }
 NAMED = 3  # weights that an error names
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 def require_whole_numbers(values: dict, allowed: dict[str, range], part: str = "") -> None:
@@ -54,6 +56,23 @@ def require_transformer(values: dict, part: str) -> None:
 def stack_parameters(num_layers: int, hidden_size: int, intermediate_size: int) -> int:
     """About how many parameters a stack of layers has: attention, and a feed-forward module with a gate."""
     return num_layers * hidden_size * (4 * hidden_size + 3 * intermediate_size)
+
+
+def require_generation_config(name: str, hub_options: dict) -> None:
+    """Raise ValueError for a damaged generation_config.json, which transformers takes for none: stems would differ."""
+    try:
+        GenerationConfig.from_pretrained(name, **hub_options)
+    except OSError as error:
+        if not isinstance(
+            error.__context__, ValueError
+        ):  # there is none, and need not be; other files are missed later
+            return
+        reason = "no JSON"
+    except (AttributeError, TypeError):
+        reason = "no JSON object"
+    else:
+        return
+    raise ValueError(f"The generation_config.json in {name} is {reason}: get the checkpoint again.")
 
 
 class CheckedConfig:
@@ -97,9 +116,13 @@ class CheckedWeights:
 
         Raises:
             ValueError: weights are missing, left over, of other shapes (allowed with `ignore_mismatched_sizes`), or
-                their file is damaged.
+                their file or generation_config.json is damaged.
             OSError: no such folder or repository, or no weights in it.
         """
+        if cls.can_generate():
+            require_generation_config(
+                pretrained_model_name_or_path, {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+            )
         try:
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path,

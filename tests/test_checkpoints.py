@@ -98,6 +98,13 @@ def test_files_of_weights_that_are_none_are_named(folder, damage):
     assert "damaged or no safetensors" in refusal(folder)
 
 
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
+def test_a_damaged_generation_config_is_named(folder, content):
+    (folder / "generation_config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"generation_config\.json in .* is no JSON"):
+        MssForConditionalGeneration.from_pretrained(folder)
+
+
 def test_pickles_are_not_read(folder):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
