@@ -17,7 +17,7 @@ The output folder gets scores-*.jsonl (a line for each song and system), summary
 stopped goes on where it was, and another one into the same folder adds its systems, metrics or songs; tables show what
 was asked for last. A metric that cannot run says why, and so does a system that fails on a song; the rest go on.
 
-exit codes: 0 all is scored, 1 something failed, 2 wrong usage, 130 interrupted
+exit codes: 0 all is scored, 1 something failed or a metric of --metrics cannot run, 2 wrong usage, 130 interrupted
 """
 
 import argparse
@@ -170,7 +170,8 @@ def run(options: argparse.Namespace) -> int:
                 print(write_report(options.output_dir))
     except EXPECTED_ERRORS as error:
         return fail("mss-lm evaluate", error)
-    return 1 if report.failures else 0
+    # Who names no metrics wants those that can run here.
+    return 1 if report.failures or (options.metrics is not METRICS and report.unavailable) else 0
 
 
 def describe(options: argparse.Namespace) -> str:

@@ -136,7 +136,13 @@ class _Evaluation:
             for excerpt in mine:
                 todo = {}
                 for system in self.systems:
-                    missing = self.missing_metrics(results.get(pair_key(system, excerpt)))
+                    result = results.get(pair_key(system, excerpt))
+                    missing = self.missing_metrics(result)
+                    if result is not None:
+                        names = result.unavailable.keys() & set().union(
+                            *map(self._forms, self.metrics.keys() - missing)
+                        )
+                        report.unavailable |= {name: result.unavailable[name] for name in names}
                     if missing or self.audio.lacks(system, excerpt.name):
                         todo[system.name] = (system, missing)
                 report.kept += len(self.systems) - len(todo)

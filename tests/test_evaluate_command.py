@@ -1,6 +1,7 @@
 """`mss-lm evaluate` with the real parts, from manifest to tables."""
 
 import argparse
+import dataclasses
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ from commands_mss.main import main
 from data_mss.manifest import read_manifest
 from evaluation_mss.baselines import BASELINES
 from evaluation_mss.bounds import BOUNDS
+from evaluation_mss.errors import MetricUnavailable
 from evaluation_mss.protocol import METRICS
 from evaluation_mss.score_lines import read_records
 from processing_mss import AudioSourceSeparationPipeline, write_audio
@@ -151,3 +153,14 @@ def test_the_command_says_that_a_song_failed(corpus, tmp_path, capsys):
     assert evaluate_corpus(corpus, tmp_path / "scores", *arguments) == 1
     captured = capsys.readouterr()
     assert "1 separation scored, 0 already there, 1 failed" in captured.out and "theirs on song1" in captured.out
+
+
+def test_a_metric_that_was_asked_for_and_cannot_run_is_a_failure(corpus, tmp_path, capsys, monkeypatch):
+    def compute(sounds):
+        raise MetricUnavailable("put the weights there")
+
+    monkeypatch.setitem(METRICS, "usdr", dataclasses.replace(METRICS["usdr"], compute=compute))
+    for kept in (0, 2):  # also when all that can be scored is there already
+        assert evaluate_corpus(corpus, tmp_path / "scores", "--bounds", "mixture", "--metrics", "usdr") == 1
+        told = capsys.readouterr().out
+        assert f"{kept} already there, 0 failed" in told and "usdr could not run: put the weights there" in told
