@@ -14,13 +14,12 @@ from typing import NamedTuple
 # Start of the first chunk, layout of name and size, name of the one with samples, header bytes in its size.
 CHUNKS = {
     b"RIFF": (12, "<4sI", b"data", 0),
-    b"RIFX": (12, ">4sI", b"data", 0),
     b"RF64": (12, "<4sI", b"data", 0),
     b"BW64": (12, "<4sI", b"data", 0),
     b"caff": (8, ">4sq", b"data", 0),
     b"riff": (40, "<16sQ", b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a", 24),
 }
-CHUNK_ALIGNMENT = {b"RIFF": 2, b"RIFX": 2, b"RF64": 2, b"BW64": 2, b"caff": 1, b"riff": 8}
+CHUNK_ALIGNMENT = {b"RIFF": 2, b"RF64": 2, b"BW64": 2, b"caff": 1, b"riff": 8}
 MIN_ZEROS = 1000  # at the end, that are no sound
 MAX_CHUNKS = 1000  # of a header
 MAX_PAGE_S = 5  # of an ogg page: 64 KiB
@@ -29,6 +28,7 @@ EXACT_CODECS = ("alac", "flac", "wavpack")  # and PCM: headers count every sampl
 END_S = 0.1  # that may be missing at the end of others without being a loss, or come too late at the beginning
 UNEVEN_S = 0.035  # of Vorbis: FFmpeg takes long packets for short ones where a page ends
 ROUGH_END_S = {"matroska,webm": 0.002, "asf": 0.002, "mov,mp4,m4a,3gp,3g2,mj2": 0.002}  # of exact codecs: times in ms
+ROUGH_END_S["ogg"] = 0.002  # where it was copied out of one of them
 PADDED = ("matroska,webm", "asf", "caf")  # state lengths in whole packets, also where the last one is shorter
 
 
@@ -50,6 +50,7 @@ class Timing:
         self._origin = None  # time of the first sample in seconds
         self._first_number = None  # of a FLAC frame
         self._num_frames = 0  # decoded so far
+        self._before = 0  # samples that the file counts and that are before its beginning
         self._packet_end, self._covered = None, 0  # of the last one: time in seconds, and sample if it is a full one
         self._block_samples = _flac_block_samples(stream.codec_context)
         sizes = {"flac": int.from_bytes(_stream_info(stream.codec_context)[2:4]), "wavpack": self._rate // 2}
@@ -70,6 +71,8 @@ class Timing:
         if time is not None and self._origin is None:
             self._origin = self._time_of_start(time, packet)
         start = self._start_of(packet, time, num_samples)
+        if time is not None and start is not None:
+            self._before = round(time * self._rate) - start
         rounding = round(ROUGH_END_S.get(self._name, 0) * self._rate)
         self._full_samples = max(self._full_samples, frame.samples)
         self._covered = (num_samples if start is None else start) + self._full_samples + rounding
@@ -88,7 +91,9 @@ class Timing:
         if self._num_frames == 2 and late > 0:
             # MPEG-4 in fragments: what an encoder puts before the song lasts until that begins.
             is_pause = self._name.startswith("mov") and self._packet_end is not None and self._packet_end >= time
-            self._origin += late if is_pause or (self._codec in LATE_CODECS and late < END_S) else 0
+            if is_pause or (self._codec in LATE_CODECS and late < END_S):
+                self._origin += late
+                self.stated = self.stated and self.stated - round(late * self._rate)
         if self._last_page and packet.pos == self._last_page.place:
             # FFmpeg counts on from what came before, also if a page is missing there; and leaves out too little then.
             begin = Fraction(_granule_before(self._file, packet.pos) - self._opus_delay(), self._rate)
@@ -142,14 +147,14 @@ class Timing:
             states_none = not self._codec.startswith("pcm_")
         if states_none or self._is_badly_indexed() or stream.duration is None:
             return None
-        return round(stream.duration * stream.time_base * rate) - self._opus_delay() * (self._name == "ogg")
+        before = start * rate + self._opus_delay() if self._name == "ogg" else 0  # FFmpeg counts it, or does not
+        return round(stream.duration * stream.time_base * rate - before)
 
     def _total(self) -> int | None:
         """Samples that there should be, known better after the first frame."""
         if self._last_page and len(self._container.streams) == 1:  # FFmpeg leaves out a last page that is damaged
-            # Programs and FFmpeg count with what was before the beginning, or without.
-            start = round((self._origin or 0) * self._rate) + max(self._first_number or 0, 0)
-            return max((self.stated or 0) - start, self._last_page.granule - self._opus_delay() - start)
+            stated = max(self.stated or 0, self._last_page.granule - self._opus_delay())
+            return stated - max(self._before, 0)
         if self._name == "flac" and self.stated:
             return self.stated - (self._first_number or 0)
         return self.stated
@@ -168,7 +173,8 @@ class Timing:
             return first_time  # frames of wma begin late by what the decoder holds back: nothing is lost before them
         start = self._stream.start_time * self._stream.time_base
         begins_file = self._name == "wv" and packet.pos == 0
-        return max(start, first_time) if begins_file else start
+        is_late = self._codec in LATE_CODECS and first_time - start < END_S
+        return max(start, first_time) if begins_file or is_late else start
 
     def _number_of_start(self, first: int, packet, time: Fraction | None) -> int:
         """Number of the first sample in FLAC: not 0 in what was cut out of a longer file without being decoded."""
@@ -258,7 +264,7 @@ def _data_bytes(file: io.BufferedIOBase) -> tuple[int, int] | None:
         if name == wanted:
             if head[:4] in (b"RF64", b"BW64") and stated == 2**32 - 1:
                 stated = int.from_bytes(head[28:36], "little")
-            elif head[:2] == b"RI" and (stated + 2**20) % 2**31 <= 2**21 and stated > 2**21:
+            elif head[:4] == b"RIFF" and (stated + 2**20) % 2**31 <= 2**21 and stated > 2**21:
                 return None
             stated, available = stated - counted, size - start - length
             return (stated, available) if stated > available > 0 else None
@@ -345,9 +351,9 @@ def bounds_of_sound(file: io.BufferedIOBase) -> tuple[int, int]:
     start, end = _after_id3(file), size
     mark = _read_at(file, start, 4).ljust(4, b"\0")
     is_aac, is_mpeg = mark[0] == 0xFF and mark[1] & 0xF6 == 0xF0, mark[0] == 0xFF and mark[1] >= 0xE0
-    if mark in (b"fLaC", b"wvpk", b"OggS"):
+    if mark in (b"fLaC", b"OggS"):
         end = _before_zeros(file, size)
-    elif not is_mpeg:
+    elif not is_mpeg and mark != b"wvpk":
         return 0, size
     before = None
     while before != end and end - start > 160:

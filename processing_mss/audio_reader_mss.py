@@ -272,6 +272,8 @@ def _open_container(source: _Source) -> "av.container.InputContainer":
         "codec_whitelist": _audio_decoders(),
         "err_detect": "crccheck",
     }
+    if source.read(4) == b"RIFX":  # FFmpeg takes its samples for the other order, which makes noise at full scale
+        raise AudioReadError("it is a wav with its bytes in reverse order (RIFX); save it as a usual one (RIFF).")
     if counts_too_many_packets(source, source.size):
         raise AudioReadError("its index counts more packets than it can hold; it is damaged.")
     source.seek(0)

@@ -1,6 +1,9 @@
 """Audio read, resampled and written block by block equals audio handled whole; damaged audio is told."""
 
+import io
 import os
+import subprocess
+import sys
 
 import av
 import numpy as np
@@ -90,6 +93,27 @@ def test_channels_keep_their_order(tmp_path, channels):
     waveform = np.random.default_rng(0).uniform(-1, 1, (channels, 5000)).astype(np.float32)
     soundfile.write(tmp_path / "song.wav", waveform.T, 8000, "FLOAT")
     np.testing.assert_array_equal(read_audio(tmp_path / "song.wav")[0], waveform)
+
+
+@pytest.mark.parametrize(("suffix", "codec", "layout"), [("caf", "pcm_s16be", "7.1"), ("mov", "pcm_s16le", "6.1")])
+def test_channels_in_an_order_of_their_own_do_no_harm(tmp_path, suffix, codec, layout):
+    """PyAV from 17.1 on frees such layouts twice, which ends the process."""
+    code = f"""
+import av, numpy as np
+from processing_mss import AudioReader, read_audio
+path, channels = {str(tmp_path / "song")!r} + ".{suffix}", {int(layout[0]) + int(layout[2])}
+samples = np.random.default_rng(0).integers(-9999, 9999, (1, 4000 * channels)).astype(np.int16)
+with av.open(path, "w") as output:
+    stream = output.add_stream({codec!r}, rate=48000, layout={layout!r})
+    frame = av.AudioFrame.from_ndarray(samples, format="s16", layout={layout!r})
+    frame.sample_rate = 48000
+    output.mux((*stream.encode(frame), *stream.encode(None)))
+for _ in range(3):
+    blocks = list(AudioReader(path).blocks(1000))
+read, written = np.concatenate(blocks, axis=1) * 2**15, samples.reshape(4000, -1).T
+np.testing.assert_array_equal(np.sort(read, axis=0), np.sort(written, axis=0))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "MALLOC_CHECK_": "3"})
 
 
 def test_files_that_break_are_refused_when_opened(tmp_path, encoded):
@@ -210,6 +234,32 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path):
         path.write_text("no audio any more")
         with pytest.raises(AudioReadError, match=r"song.wav as audio"):
             list(reader.blocks(300))
+
+
+def test_a_file_that_is_gone_is_an_error(tmp_path, monkeypatch):
+    path = tmp_path / "song.wav"
+    write_audio(path, np.zeros((1, 1000)), 8000)
+    reader = AudioReader(path)
+    path.unlink()
+    with pytest.raises(AudioReadError, match=r"^Cannot read .*song\.wav: No such file or directory\.$"):
+        list(reader.blocks(300))
+
+
+def test_names_are_shown_in_one_line(tmp_path):
+    with pytest.raises(AudioReadError, match=r"a\\nb\\x1b\[31m ü\.wav: there is no such file") as raised:
+        AudioReader(tmp_path / "a\nb\x1b[31m ü.wav")
+    assert str(raised.value).isprintable()
+
+
+def test_bytes_of_every_kind_are_read(encoded):
+    content = encoded["song.wav"].read_bytes()
+    for source in (bytearray(content), memoryview(content)):
+        np.testing.assert_array_equal(read_audio(source)[0], read_audio(content)[0])
+    for source in (io.BytesIO(content), 0, None):
+        with pytest.raises(
+            AudioReadError, match=rf"given as a path, a URL or the bytes of a file, got {type(source).__name__}"
+        ):
+            AudioReader(source)
 
 
 def test_a_url_is_downloaded_once(encoded, monkeypatch):

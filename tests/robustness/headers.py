@@ -119,11 +119,19 @@ def wav_inputs() -> Iterator[Input]:
     for name, content in {
         "wav without a format": whole.replace(b"fmt ", b"none", 1),
         "wav without data": whole.replace(b"data", b"none", 1),
+        "wav with its bytes in reverse order (RIFX)": reversed_wav(whole),
         "wav that is no WAVE": whole.replace(b"WAVE", b"WAVY", 1),
         "wav: data before format": whole[:12] + whole[36:] + whole[12:36],
         "wav of the first 12 bytes": whole[:12],
     }.items():
         yield file_input(name, KIND, REFUSED if "data before" not in name else ANY, "song.wav", content)
+
+
+def reversed_wav(content: bytes) -> bytes:
+    samples = np.frombuffer(content[44:], "<i2").astype(">i2").tobytes()
+    layout = struct.pack(">HHIIHH", 1, 2, 44100, 4 * 44100, 4, 16)
+    body = b"WAVEfmt " + struct.pack(">I", 16) + layout + b"data" + struct.pack(">I", len(samples)) + samples
+    return b"RIFX" + struct.pack(">I", len(body)) + body
 
 
 def with_stream_info(
@@ -164,8 +172,9 @@ def flac_inputs() -> Iterator[Input]:
         ("only the header", REFUSED, whole[:42]),
         ("a last header only", ANY, whole[:4] + b"\x80" + whole[5:42]),
         ("ID3 tags before it", EXACT, id3(b"") + whole),
-        ("ID3 tags after it", DAMAGED, whole + b"TAG" + bytes(125)),
-        ("1000 zeros after it", DAMAGED, whole + bytes(1000)),
+        ("ID3 tags after it", EXACT, whole + b"TAG" + bytes(125)),
+        ("2000 zeros after it", EXACT, whole + bytes(2000)),
+        ("999 zeros after it", DAMAGED, whole + bytes(999)),
     ]:
         yield file_input(f"flac: {name}", KIND, expected, "song.flac", content, like)
 

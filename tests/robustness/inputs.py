@@ -88,11 +88,11 @@ def _make_file(file_name, content, sounds_like, exact_end, folder: Path, elsewhe
 
 def all_inputs() -> dict[str, Input]:
     """By name, in the order of the table."""
-    from tests.robustness import arrays, containers, folders, headers, no_audio, places, references
+    from tests.robustness import arrays, containers, folders, headers, no_audio, places, references, whole
 
     inputs: Iterator[Input] = (
         odd
-        for module in (containers, headers, references, no_audio, places, arrays, folders)
+        for module in (containers, whole, headers, references, no_audio, places, arrays, folders)
         for odd in module.inputs()
     )
     named = {}
