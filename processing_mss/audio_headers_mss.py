@@ -180,7 +180,7 @@ class Timing:
         """Number of the first sample in FLAC: not 0 in what was cut out of a longer file without being decoded."""
         if self._name == "flac":
             return first if packet.pos is not None and packet.pos <= _flac_header_bytes(self._file) else 0
-        if time is None:
+        if time is None or (self._name == "ogg" and _lacks_page_before(self._file, packet.pos)):
             return 0
         number = first - round((time - self._origin) * self._rate)
         return number if abs(number) > END_S * self._rate else 0

@@ -43,8 +43,15 @@ What cannot be detected, and is counted as *unseen*:
 - a wrong byte in samples of wav, aiff, caf, Wave64, mov or ALAC, and in frames of mp3, AAC and WMA that still decode:
   there are no checksums. It is asked that only samples near it are wrong;
 - a wrong byte in a header without a checksum, which makes it another valid header: another rate, or another length;
-- the missing end of an mp3 without a count of its frames, of raw or fragmented AAC, and of WMA; and less than 0.1 s at
-  the end of any lossy file, which many encoders leave out themselves;
+- the missing end of an mp3 without a count of its frames, of raw or fragmented AAC, of compressed wav, mka and WMA that
+  state no length, and of WMA in several streams: what FFmpeg guesses by the bit rate is not believed;
+- the missing end of an ogg that was cut off exactly between two pages, as whole ones need not mark their last page;
+- less than 0.1 s at the end of any lossy file, which many encoders leave out themselves; less than 2 ms at that of
+  lossless sound in mka, m4a, mov, ogg and WMA, whose times are rounded; and what the last packet of lossless sound in
+  mka and caf has less than the others;
+- the missing beginning of FLAC and WavPack, if what is left begins with a whole frame: so do files that were cut
+  without being decoded;
+- a packet of Vorbis that is missing alone (less than 35 ms);
 - a second song that is joined to the end of the first.
 """
 
