@@ -212,14 +212,23 @@ def test_peaks_that_16_bits_cannot_hold(tmp_path, model_dir, clip_mode, expected
 @pytest.mark.parametrize("stop_in", ["write", "__exit__"])
 @pytest.mark.parametrize("by", ["Ctrl-C", "SIGTERM", "SIGHUP"])
 def test_an_interrupted_run_leaves_no_half_file(song, tmp_path, model_dir, monkeypatch, capsys, stop_in, by):
+    original = getattr(AudioWriter, stop_in)
+
     def interrupt(self, *arguments):
-        if by == "Ctrl-C":
-            raise KeyboardInterrupt  # not by its signal: shells make processes in the background ignore that
-        signal.raise_signal(signal.Signals[by])
+        try:
+            if by == "Ctrl-C":
+                raise KeyboardInterrupt  # not by its signal: shells make processes in the background ignore that
+            signal.raise_signal(signal.Signals[by])
+        finally:
+            original(self, *arguments)
 
     monkeypatch.setattr(AudioWriter, stop_in, interrupt)
     arguments = ["separate", str(song), "--model", model_dir, "--output_dir", str(tmp_path / "out")]
-    assert main([*arguments, "--window_s", "0.8"]) == 130
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup makes tests ignore it
+    try:
+        assert main([*arguments, "--window_s", "0.8"]) == 130
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert "interrupted" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
 
