@@ -154,6 +154,11 @@ def load_demucs(name_or_path: str) -> torch.nn.Module:
         ) from error
 
 
+def _identity(value: str) -> str:
+    """Of a file its place, size and time; of a name or a command itself."""
+    return made_from([value])["files"] if Path(value).is_file() else value
+
+
 def load_teacher(
     name: str,
     *,
@@ -215,10 +220,7 @@ def load_teacher(
         from .teacher_bs_roformer import BSRoformerTeacher
 
         teacher = BSRoformerTeacher(checkpoint, config, device or default_device(), batch_size)
-    named = {key: given[key] for key in ("checkpoint", "config", "command") if given[key] is not None}
-    teacher.settings = {
-        key: made_from([value])["files"] if Path(value).is_file() else value for key, value in named.items()
-    }
+    teacher.settings = {key: _identity(given[key]) for key in ("checkpoint", "config", "command") if given[key]}
     return teacher
 
 

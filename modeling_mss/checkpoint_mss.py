@@ -63,16 +63,13 @@ def require_generation_config(name: str, hub_options: dict) -> None:
     try:
         GenerationConfig.from_pretrained(name, **hub_options)
     except OSError as error:
-        if not isinstance(
-            error.__context__, ValueError
-        ):  # there is none, and need not be; other files are missed later
-            return
-        reason = "no JSON"
+        if not isinstance(error.__context__, ValueError):
+            return  # there is none, and need not be
     except (AttributeError, TypeError):
-        reason = "no JSON object"
+        pass  # JSON, but no object
     else:
         return
-    raise ValueError(f"The generation_config.json in {name} is {reason}: get the checkpoint again.")
+    raise ValueError(f"The generation_config.json in {name} is no JSON object: get the checkpoint again.")
 
 
 class CheckedConfig:

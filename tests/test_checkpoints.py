@@ -101,7 +101,7 @@ def test_files_of_weights_that_are_none_are_named(folder, damage):
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
 def test_a_damaged_generation_config_is_named(folder, content):
     (folder / "generation_config.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"generation_config\.json in .* is no JSON"):
+    with pytest.raises(ValueError, match=r"generation_config\.json in .* is no JSON object"):
         MssForConditionalGeneration.from_pretrained(folder)
 
 
