@@ -44,7 +44,7 @@ def measure(path: str, excerpts: list[torch.Tensor], prompt_frames: int):
         length = starts[-1] + window
         mixture, references = mixture[:, :length], stems[..., :length]
         windows = split_windows(mixture.mean(dim=0), starts, window)
-        features = processor.feature_extractor(windows, sampling_rate=RATE)["input_features"]
+        features = processor.feature_extractor(windows[:, None], sampling_rate=RATE)["input_features"]
         seeds = model.derive_seeds(0, range(len(starts)))
         for decoding, options in DECODING.items():
             for name in ("independent", "continued"):
@@ -54,7 +54,7 @@ def measure(path: str, excerpts: list[torch.Tensor], prompt_frames: int):
                 else:
                     codes = model.generate(features, seed=seeds, **options)
                 seconds = time.perf_counter() - started
-                audio = processor.batch_decode(codes, model.codec)
+                audio = model.decode_codes(codes)
                 generated = overlap_add(audio, starts, overlap, length)[:, None].expand_as(references)
                 estimates = (WindowEstimate(window.shape[-1], window) for window in audio)
                 filtered = filter_windows(estimates, starts, overlap, 1.0, RATE, [mixture], length, RATE)

@@ -148,13 +148,13 @@ def measure_model(path: str, excerpts: list[torch.Tensor]):
     for stems in excerpts:
         add_bounds(scores, stems)
         for name, options in methods.items():
-            window, overlap, _ = separate.processor.window_layout(stems.shape[-1], RATE, overlap=options.get("overlap"))
+            plan = separate.processor.window_layout(stems.shape[-1], RATE, overlap=options.get("overlap"))
             started = time.perf_counter()
             result = separate(stems.sum(dim=0).numpy(), sampling_rate=RATE, **options)
             seconds = time.perf_counter() - started
             by_name = {stem["label"]: torch.from_numpy(stem["audio"]) for stem in result}
             estimates = torch.stack([by_name[stem] for stem in STEMS]).expand_as(stems)
-            scores.add(name, estimates, stems, seconds, seam_difference(estimates, stems, window, overlap))
+            scores.add(name, estimates, stems, seconds, seam_difference(estimates, stems, plan.window, plan.overlap))
     scores.report("separation_quality, model")
 
 

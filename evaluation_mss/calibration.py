@@ -45,16 +45,16 @@ class Trial:
         options.check(pipe.model.config)
         mono = torch.cat(list(processor.mono_blocks(Song.from_array(song.mixture, rate).blocks(), rate)))
         self.gain, self.rate = processor.input_gain(mono.square().mean().item()), processor.sampling_rate
-        window, self.overlap, self.starts = processor.window_layout(song.mixture.shape[-1], rate)
-        windows = cut_windows([mono * self.gain], self.starts, window)
-        self.estimates = list(WindowSeparator(pipe.model, processor, options)(windows, len(self.starts)))
+        self.plan = processor.window_layout(song.mixture.shape[-1], rate)
+        windows = cut_windows([mono * self.gain], self.plan.starts, self.plan.window)
+        self.estimates = list(WindowSeparator(pipe.model, processor, options)(windows, self.plan.num_windows))
 
     def score(self, temperature: float, token_share: float) -> float:
         """`usdr`, mean of the audible stems, in dB."""
         blocks = filter_windows(
             (self._changed(estimate, temperature, token_share) for estimate in self.estimates),
-            self.starts,
-            self.overlap,
+            self.plan.starts,
+            self.plan.overlap,
             self.gain,
             self.rate,
             [self.song.mixture],

@@ -20,4 +20,8 @@ for model_class in (HCodecModel, MssForConditionalGeneration):
     AutoModel.register(model_class.config_class, model_class, exist_ok=True)
     model_class.register_for_auto_class("AutoModel")
 
+# A repository that brings its pipeline's code names it in config.json, and transformers would not run it without
+# `trust_remote_code`. Where this package is installed the registry has the pipeline, so the name is not read.
+MssConfig.left_out = ("custom_pipelines",)
+
 __all__ = ["HCodecConfig", "HCodecModel", "MssConfig", "MssEncoderConfig", "MssForConditionalGeneration"]

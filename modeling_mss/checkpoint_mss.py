@@ -73,7 +73,13 @@ def require_generation_config(name: str, hub_options: dict) -> None:
 
 
 class CheckedConfig:
-    """For configurations: whatever is wrong with a config.json is a ValueError of one sentence."""
+    """For configurations: whatever is wrong with a config.json is a ValueError of one sentence.
+
+    Attributes:
+        left_out: names in a config.json that are not read.
+    """
+
+    left_out = ()
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
@@ -89,6 +95,7 @@ class CheckedConfig:
                 f"A config.json with `model_type` {cls.model_type!r} is needed, got {model_type!r}: this is no "
                 f"checkpoint that {cls.__name__} describes."
             )
+        config_dict = {name: value for name, value in config_dict.items() if name not in cls.left_out}
         try:
             return super().from_dict(config_dict, **kwargs)
         except StrictDataclassError as error:

@@ -11,13 +11,14 @@ from .configuration_hcodec import HCodecConfig, require_hubert
 
 MEL_BINS = range(1, 4097)
 CONV_CHANNELS = range(4, 4097, 4)
+CANDIDATES = range(1, 1025)
 
 
 @strict
 class MssEncoderConfig(PreTrainedConfig):
     r"""
     Configuration of the Conformer that reads the mixture's log-mel spectrogram. The defaults are the paper's
-    (section 3.2) with the widths of DESIGN section 1.
+    (section 3.2), with widths that the paper does not name (docs/method.md).
 
     Args:
         num_mel_bins (`int`): log-mel bands of a frame.
@@ -78,20 +79,36 @@ class MssEncoderConfig(PreTrainedConfig):
             )
 
 
+PAPER_DECODER_SIZES = {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+}
+
+
 def _as_dict(config: dict | PreTrainedConfig | None) -> dict:
     return config.to_dict() if isinstance(config, PreTrainedConfig) else dict(config or {})
 
 
-def _paper_decoder_config() -> dict:
-    return {
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 16,
-        "attention_dropout": 0.1,
-        "max_position_embeddings": 4096,
-    }
+def _decoder_config(config: dict | PreTrainedConfig | None) -> LlamaConfig:
+    """The language model's configuration: the paper's, or all four sizes of another."""
+    values = _as_dict(config)
+    missing = [name for name in PAPER_DECODER_SIZES if name not in values]
+    if 0 < len(missing) < len(PAPER_DECODER_SIZES):
+        raise ValueError(
+            f"`decoder_config` must name all of {list(PAPER_DECODER_SIZES)} or none of them (then it has the paper's, "
+            f"1.1 billion parameters), got no {missing}."
+        )
+    if missing:
+        values |= PAPER_DECODER_SIZES
+    # The vocabulary is the two markers of the sequence; codes have tables of their own.
+    tokens = {"vocab_size": 2, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    defaults = {"attention_dropout": 0.1, "max_position_embeddings": 4096}
+    values = {**defaults, "num_key_value_heads": values["num_attention_heads"], **values, **tokens}
+    require_transformer(values, "decoder_config.")  # before LlamaConfig divides by its heads
+    require_whole_numbers(values, {"num_key_value_heads": WIDTHS}, "decoder_config.")
+    return LlamaConfig(**values)
 
 
 @strict
@@ -123,11 +140,14 @@ class MssConfig(CheckedConfig, PreTrainedConfig):
             the time whose code it predicts (sequential only). No gradient goes that way into the masks.
         token_share (`float`): a of `filtered` output, whose masks are mask^(1 - a) * share^a, normalised, where share
             is the power of the generated stem over that of all; for models with `mask_head`.
+        num_candidates (`int`): draws of every window that `filtered` output averages, unless a call of the pipeline
+            says how many. `generate` gives one, or as many as it is asked for (`num_return_sequences`).
         outputs (`list[str]`, *optional*): what the checkpoint is good for, best first: "masked" (needs `mask_head`),
             "filtered", "generated". The first is the pipeline's default; others than these it refuses. If not given,
             "masked" if there is a `mask_head`, "filtered", "generated".
         encoder_config, decoder_config (`LlamaConfig`), codec_config (`HCodecConfig`, decoding half): parts, as
-            configurations or dictionaries.
+            configurations or dictionaries. A `decoder_config` names all of its sizes (`hidden_size`,
+            `intermediate_size`, `num_hidden_layers`, `num_attention_heads`) or none.
         untrained (`bool`): says that a checkpoint holds random weights; the pipeline then warns.
     """
 
@@ -148,6 +168,7 @@ class MssConfig(CheckedConfig, PreTrainedConfig):
     mask_temperature: float = 1.0
     masked_conditioning: bool = False
     token_share: float = 0.5
+    num_candidates: int = 1
     outputs: list[str] | tuple | None = None
     encoder_config: dict | PreTrainedConfig | None = None
     decoder_config: dict | PreTrainedConfig | None = None
@@ -156,22 +177,18 @@ class MssConfig(CheckedConfig, PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
-        if not __name__.startswith("transformers_modules"):
-            kwargs.pop("custom_pipelines", None)  # installed package: the registry has the pipeline
         encoder_class = HubertConfig if self.conditional_encoder == "hubert" else MssEncoderConfig
+        kind = _as_dict(self.encoder_config).get("model_type", encoder_class.model_type)
+        if kind != encoder_class.model_type:
+            raise ValueError(
+                f"`encoder_config` must have `model_type` {encoder_class.model_type!r} with conditional_encoder="
+                f"{self.conditional_encoder!r}, got {kind!r}."
+            )
         if isinstance(self.encoder_config, PreTrainedConfig):
             self.encoder_config = copy.deepcopy(self.encoder_config)  # it is changed below
         else:
             self.encoder_config = encoder_class(**(self.encoder_config or {}))
-        decoder_config = _as_dict(self.decoder_config)
-        if "num_attention_heads" in decoder_config:
-            decoder_config.setdefault("num_key_value_heads", decoder_config["num_attention_heads"])
-        # The vocabulary is the two markers of the sequence; codes have tables of their own.
-        tokens = {"vocab_size": 2, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-        decoder_config = {**_paper_decoder_config(), **decoder_config, **tokens}
-        require_transformer(decoder_config, "decoder_config.")  # before LlamaConfig divides by its heads
-        require_whole_numbers(decoder_config, {"num_key_value_heads": WIDTHS}, "decoder_config.")
-        self.decoder_config = LlamaConfig(**decoder_config)
+        self.decoder_config = _decoder_config(self.decoder_config)
         self.codec_config = HCodecConfig(**{**_as_dict(self.codec_config), "decoder_only": True})
         self.stems = list(self.stems)
         if isinstance(self.encoder_config, MssEncoderConfig):
@@ -256,6 +273,7 @@ class MssConfig(CheckedConfig, PreTrainedConfig):
                 "Need a positive `mask_temperature` and 0 <= `token_share` <= 1, "
                 f"got {self.mask_temperature} and {self.token_share}."
             )
+        require_whole_numbers(vars(self), {"num_candidates": CANDIDATES})
         if not self.stems or not all(self.stems) or len(set(self.stems)) != len(self.stems):
             raise ValueError(f"`stems` must name at least one track, each once, got {self.stems}.")
         if len(self.codebook_loss_weights) != self.num_codebooks:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import HubertConfig, HubertModel
+from transformers import DacFeatureExtractor, HubertConfig, HubertModel
 
 from .configuration_hcodec import HCodecConfig
 from .modeling_hcodec import HCodecModel
@@ -152,7 +152,17 @@ def convert(
     except RuntimeError as error:
         raise ValueError(f"{checkpoint} does not fit {config}: {error}") from error
     codec.save_pretrained(output_dir)
+    save_feature_extractor(codec_config, output_dir)
     return codec
+
+
+def save_feature_extractor(config: HCodecConfig, directory: str | Path) -> None:
+    """Write what `AutoFeatureExtractor` finds beside a codec: mono waveforms of its rate, padded to whole code frames.
+
+    It is DAC's, whose output, `input_values` `(B, 1, T)`, `HCodecModel.encode` takes.
+    """
+    extractor = DacFeatureExtractor(sampling_rate=config.sampling_rate, hop_length=config.hop_length)
+    extractor.save_pretrained(directory)
 
 
 def _require(condition: bool, message: str):

@@ -11,12 +11,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import Cache, GenerationConfig, GenerationMixin, LlamaModel
+from transformers import Cache, GenerationConfig, GenerationMixin, LlamaModel, LogitsProcessorList
 from transformers.cache_utils import StaticLayer
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
 MASK_32 = 0xFFFFFFFF
+
+# Fields of a GenerationConfig that `generate` follows, those that are notes, and values that ask for nothing.
+FOLLOWED = ("do_sample", "temperature", "top_k", "top_p", "num_return_sequences")
+UNASKED = ("transformers_version", "_from_model_config")
+NEUTRAL = {"num_beams": 1, "use_cache": True, "repetition_penalty": 1.0, "min_p": 0.0, "return_dict_in_generate": False}
 
 # transformers 5.24 has a new name for the argument, and 5.40 will no longer know the old one.
 CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
@@ -31,6 +37,8 @@ class MssGenerateOutput(ModelOutput):
     layer the codebook's vectors are averaged with the model's probabilities (without temperature and the other limits
     of sampling, and also where a prompt forces the code), and layers are summed. Where the model is certain, this is
     the quantizer's `decode` of the codes; uncertain layers shrink to their mean.
+
+    B counts candidates, too: those of a window stand one after another.
     """
 
     codes: torch.LongTensor | None = None
@@ -146,26 +154,36 @@ class PreallocatedLayer(StaticLayer):
 
     The host knows how much is filled: unlike transformers' static layer, which is made for compilation, this one needs
     no mask and no attention to positions that are still empty.
+
+    Args:
+        max_cache_len: positions.
+        num_repeats: the first call, which reads the mixture, has B rows; what follows goes on from so many copies of
+            each, `B * num_repeats` rows.
     """
 
     is_compileable = False
 
-    def __init__(self, max_cache_len: int):
+    def __init__(self, max_cache_len: int, num_repeats: int = 1):
         super().__init__(max_cache_len)
+        self.num_repeats = num_repeats
         self.filled = 0
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append `(B, heads, T, head size)` of both; views of all that is filled.
+        """Append `(rows, heads, T, head size)` of both; views of all that is filled.
 
         What attention layers pass besides differs between versions of transformers and is for other kinds of caches.
         """
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+        first, states = not self.is_initialized, (key_states, value_states)
+        if first and self.num_repeats > 1:
+            states = tuple(values.repeat_interleave(self.num_repeats, dim=0) for values in states)
+        if first:
+            self.lazy_initialization(*states)
         start, self.filled = self.filled, self.filled + key_states.shape[-2]
-        self.keys[:, :, start : self.filled] = key_states
-        self.values[:, :, start : self.filled] = value_states
+        self.keys[:, :, start : self.filled], self.values[:, :, start : self.filled] = states
+        if first:
+            return key_states, value_states  # of the rows that were read
         return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -177,9 +195,11 @@ class PreallocatedLayer(StaticLayer):
 
 @dataclass
 class DecodeState:
-    """What one call of `generate` reads and writes, all of it on the device. D is the size of the codec's latents."""
+    """What one call of `generate` reads and writes, all of it on the device. D is the size of the codec's latents, and
+    B here counts candidates."""
 
     grammar: TokenGrammar
+    logits_processor: LogitsProcessorList
     sampler: CodeSampler
     cache: Cache
     positions: torch.Tensor  # (1, length)
@@ -191,6 +211,10 @@ class DecodeState:
 
     def choose(self, logits: torch.Tensor, block: int, offset: int) -> torch.Tensor:
         """Write the results of one position; `(B, lanes, Q, V)` -> its codes `(B, lanes * Q)`."""
+        if self.logits_processor:
+            chosen = self.codes[:, block, self.grammar.path(offset) : offset : 2]  # of this path and track
+            rows = chosen.transpose(1, 2).flatten(0, 1)  # (B * lanes * Q, codes so far)
+            logits = self.logits_processor(rows, logits.float().flatten(0, -2)).view(logits.shape)
         codes = self.sampler(logits, block * self.grammar.codes_per_block + offset).flatten(1)
         if offset < self.prompt.shape[2]:
             forced = self.prompt[:, block, offset]
@@ -206,7 +230,12 @@ class DecodeState:
 
 
 class MssGenerationMixin(GenerationMixin):
-    """`generate` of a separator, in four steps: prefill, one position, one block, all blocks."""
+    """`generate` of a separator, in four steps: prefill, one position, one block, all blocks.
+
+    It follows transformers' contract where a separation has what it is about: settings of sampling, candidates,
+    processors of logits, streamers. The length of the result is known and nothing is searched, so the other settings of
+    a GenerationConfig are refused.
+    """
 
     @staticmethod
     def derive_seeds(seed: int, indices: Iterable[int]) -> list[int]:
@@ -249,7 +278,9 @@ class MssGenerationMixin(GenerationMixin):
         ).last_hidden_state[:, -1]
         return self.code_logits(hidden_states, path)[..., : self.config.codebook_size]
 
-    def decode_one_block(self, state: DecodeState, block: int, on_step: Callable[[], None]) -> None:
+    def decode_one_block(
+        self, state: DecodeState, block: int, on_step: Callable[[], None], streamer: BaseStreamer | None
+    ) -> None:
         """Write the codes of a track, or of all tracks in parallel generation, into the state.
 
         E is forced after the last code: that code is read into the cache, and whatever follows it is dropped. After
@@ -269,6 +300,8 @@ class MssGenerationMixin(GenerationMixin):
                 )
             if is_code:
                 codes = state.choose(logits, block, offset)
+                if streamer is not None:
+                    streamer.put(codes.cpu())
             on_step()
 
     @torch.no_grad()
@@ -278,15 +311,19 @@ class MssGenerationMixin(GenerationMixin):
         input_values: torch.Tensor | None = None,
         stems: list[str] | None = None,
         generation_config: GenerationConfig | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        streamer: BaseStreamer | None = None,
         do_sample: bool | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        num_return_sequences: int | None = None,
         seed: int | Sequence[int] | None = None,
         prompt_codes: torch.Tensor | None = None,
         prompt_frames: int = 0,
         output_latents: bool = False,
         step_callback: Callable[[int, int], None] | None = None,
+        **others,
     ) -> torch.LongTensor | MssGenerateOutput:
         """Generate the codes of the stems of a batch of windows.
 
@@ -294,11 +331,18 @@ class MssGenerationMixin(GenerationMixin):
             input_features, input_values: the mixture, see `encode_mixture`.
             stems: names from `config.stems`; all if not given. Tracks are generated in the configured order up to the
                 last one asked for (all of them in parallel generation), so vocals alone take a quarter of the steps.
-            generation_config: defaults of the four arguments that follow; the one saved with the model if not given.
+            generation_config: defaults of the five settings that follow; the one saved with the model if not given.
+            logits_processor: changes the scores of codes before one is chosen. It sees `(rows, V)`, a row for every
+                candidate, (lane,) and codebook, and as ids `(rows, n)` the n codes that it has for this row so far: of
+                the same track and path.
+            streamer: gets the codes of every position as they are chosen, `(B * N, lanes * Q)` on the CPU, track after
+                track, acoustic and semantic alternating; the device is waited for at each.
             do_sample, temperature, top_k, top_p: greedy decoding, or sampling and its limits. Arguments win.
+            num_return_sequences: N candidates of every window; the mixture is read once for all of them.
             seed: of the draws. A sequence holds one for each window, whose noise depends on its own seed alone,
-                whatever else is in the batch; an int stands for `derive_seeds(seed, range(B))`. If not given, seeds
-                are drawn from torch's global generator.
+                whatever else is in the batch; an int stands for `derive_seeds(seed, range(B))`. Candidates of a window
+                have seeds derived from its own: the first ones are the same however many there are. If not given,
+                seeds are drawn from torch's global generator.
             prompt_codes: `(B, len(stems), 2 prompt_frames or more, Q)` int64, for the stems in the order asked for:
                 codes that are known, as those of the window before where both overlap. Negative ones are not, and
                 neither are those of tracks that are generated on the way to the ones asked for.
@@ -307,46 +351,56 @@ class MssGenerationMixin(GenerationMixin):
             output_latents: also return what the model expects in place of what it chose, see `MssGenerateOutput`.
             step_callback: called with (steps done, steps in all) after every position; an exception raised in it
                 stops the generation.
+            others: further fields of GenerationConfig, which are refused.
 
         Returns:
-            `(B, len(stems), 2 F, Q)` int64, in the order asked for; with `output_latents` an `MssGenerateOutput`.
+            `(B * N, len(stems), 2 F, Q)` int64, stems in the order asked for, candidates of a window one after another;
+            with `output_latents` an `MssGenerateOutput`.
 
         Raises:
-            ValueError: unknown stems, limits of sampling without sampling, seeds or a prompt that do not fit the
-                batch, or an input the model does not read.
+            ValueError: unknown stems, settings that `generate` does not follow, limits of sampling or several
+                candidates without sampling, seeds or a prompt that do not fit the batch, or an input the model does
+                not read.
         """
         names = list(self.config.stems)
         stems = names if stems is None else list(stems)
         if not stems or not set(stems) <= set(names):
             raise ValueError(f"`stems` must be some of {names}, got {stems}.")
-        settings = copy.deepcopy(generation_config or self.generation_config)
-        settings.num_return_sequences = None  # a row has one result: the pipeline repeats rows
-        chosen = {"do_sample": do_sample, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        settings.update(**{name: value for name, value in chosen.items() if value is not None})
-        limits = [name for name, value in chosen.items() if value is not None and name != "do_sample"]
-        if limits and not settings.do_sample:
-            raise ValueError(f"{limits} have an effect on sampling only: pass do_sample=True as well.")
+        chosen = {
+            "do_sample": do_sample,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "num_return_sequences": num_return_sequences,
+        }
+        settings = self._settings(generation_config, chosen, others)
+        num_candidates = settings.num_return_sequences or 1
 
         mixture = self.encode_mixture(input_features, input_values)
         prefix = mixture.prefix
         tracks = [names.index(stem) for stem in stems]
         num_blocks = 1 + max(tracks) if self.config.num_lanes == 1 else 1
         grammar = TokenGrammar(prefix.shape[1], self.num_code_frames(prefix), num_blocks)
+        noise = self._noise(seed, num_candidates, grammar, prefix) if settings.do_sample else None
+        num_rows = len(prefix) * num_candidates
+        prompt = self._prompt(prompt_codes, prompt_frames, tracks, grammar, prefix)
         state = DecodeState(
             grammar=grammar,
-            sampler=CodeSampler(settings, self._noise(seed, grammar, prefix) if settings.do_sample else None),
-            cache=Cache([PreallocatedLayer(grammar.length) for _ in self.decoder.layers]),
+            logits_processor=LogitsProcessorList(logits_processor or []),
+            sampler=CodeSampler(settings, noise),
+            cache=Cache([PreallocatedLayer(grammar.length, num_candidates) for _ in self.decoder.layers]),
             positions=torch.arange(grammar.length, device=prefix.device)[None],
-            position_embeds=self.position_embeds(mixture, num_blocks),
-            prompt=self._prompt(prompt_codes, prompt_frames, tracks, grammar, prefix),
+            position_embeds=self.position_embeds(mixture, num_blocks).repeat_interleave(num_candidates, dim=0),
+            prompt=prompt.repeat_interleave(num_candidates, dim=0),
             codebooks=[],
-            codes=self._by_position(grammar, prefix, self.config.num_codebooks, torch.long),
+            codes=self._by_position(grammar, num_rows, self.config.num_codebooks, torch.long, prefix.device),
             latents=None,
         )
         if output_latents:
             quantizers = self.codec.acoustic_quantizer, self.codec.semantic_quantizer
             state.codebooks = [quantizer.codebooks.float() for quantizer in quantizers]
-            state.latents = self._by_position(grammar, prefix, self.config.codec_config.latent_size, torch.float32)
+            size = self.config.codec_config.latent_size
+            state.latents = self._by_position(grammar, num_rows, size, torch.float32, prefix.device)
         steps_done = 0
 
         def on_step():
@@ -357,20 +411,51 @@ class MssGenerationMixin(GenerationMixin):
 
         self.prefill(prefix, state.cache)
         for block in range(num_blocks):
-            self.decode_one_block(state, block, on_step)
+            self.decode_one_block(state, block, on_step, streamer)
+        if streamer is not None:
+            streamer.end()
         codes = self.to_stems(state.codes)[:, tracks]
         if not output_latents:
             return codes
         latents = self.to_stems(state.latents)[:, tracks].transpose(2, 3)
         return MssGenerateOutput(codes, latents[..., 0::2], latents[..., 1::2])
 
-    def _noise(self, seed: int | Sequence[int] | None, grammar: TokenGrammar, prefix: torch.Tensor) -> CounterNoise:
-        """The noise of a batch of windows; `seed` as in `generate`."""
+    def _settings(self, given: GenerationConfig | None, chosen: dict, others: dict) -> GenerationConfig:
+        """The settings of a call of `generate`: its arguments over those of the configuration. ValueError as there."""
+        settings = copy.deepcopy(given or self.generation_config)
+        chosen = {name: value for name, value in chosen.items() if value is not None}
+        if chosen.get("num_return_sequences", 1) < 1:
+            raise ValueError(f"`num_return_sequences` must be at least 1, got {chosen['num_return_sequences']}.")
+        if not chosen.get("do_sample", settings.do_sample):
+            neutral = {"do_sample": False, "num_return_sequences": 1}
+            idle = [name for name, value in chosen.items() if value != neutral.get(name)]
+            if idle:
+                raise ValueError(f"{idle} have an effect on sampling only: pass do_sample=True as well.")
+            settings.num_return_sequences = None  # saved for sampling: greedy candidates would be equal
+        settings.update(**chosen)
+        asked = {name: value for name, value in settings.to_diff_dict().items() if name not in UNASKED} | others
+        refused = [
+            name
+            for name, value in asked.items()
+            if name not in FOLLOWED and value is not None and value != NEUTRAL.get(name)
+        ]
+        if refused:
+            raise ValueError(
+                f"`generate` of a separator follows {list(FOLLOWED)}, got {refused}: leave them out. What changes the "
+                "scores of codes can be given as a `logits_processor`."
+            )
+        return settings
+
+    def _noise(
+        self, seed: int | Sequence[int] | None, num_candidates: int, grammar: TokenGrammar, prefix: torch.Tensor
+    ) -> CounterNoise:
+        """The noise of a batch of windows and their candidates; `seed` as in `generate`."""
         if seed is None:
             seed = torch.randint(2**63 - 1, (len(prefix),)).tolist()
         seeds = self.derive_seeds(seed, range(len(prefix))) if isinstance(seed, int) else list(seed)
         if len(seeds) != len(prefix):
             raise ValueError(f"`seed` must be an int or one for each of {len(prefix)} windows, got {len(seeds)}.")
+        seeds = [candidate for window in seeds for candidate in self.derive_seeds(window, range(num_candidates))]
         num_values = self.config.num_lanes * self.config.num_codebooks * self.config.codebook_size
         return CounterNoise(seeds, grammar.num_blocks * grammar.codes_per_block, num_values, prefix.device)
 
@@ -400,7 +485,9 @@ class MssGenerationMixin(GenerationMixin):
             prompt[:, tracks] = codes[:, :, :length]
         return self.to_blocks(prompt)
 
-    def _by_position(self, grammar: TokenGrammar, prefix: torch.Tensor, size: int, dtype: torch.dtype) -> torch.Tensor:
-        """Memory for results with `size` values a track and position, `(B, blocks, 2 F, lanes * size)`."""
-        shape = (len(prefix), grammar.num_blocks, grammar.codes_per_block, self.config.num_lanes * size)
-        return torch.empty(shape, dtype=dtype, device=prefix.device)
+    def _by_position(
+        self, grammar: TokenGrammar, num_rows: int, size: int, dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
+        """Memory for results with `size` values a track and position, `(num_rows, blocks, 2 F, lanes * size)`."""
+        shape = (num_rows, grammar.num_blocks, grammar.codes_per_block, self.config.num_lanes * size)
+        return torch.empty(shape, dtype=dtype, device=device)

@@ -28,8 +28,9 @@ from .rotary_mss import rotary_attention
 
 @dataclass
 class HCodecEncoderOutput(ModelOutput):
-    """Codes of both paths, each `(B, Q, F)` int64."""
+    """Codes of both paths, each `(B, Q, F)` int64, and the two as one: a0 s0 a1 s1 ..., `audio_codes` `(B, 2 F, Q)`."""
 
+    audio_codes: torch.LongTensor | None = None
     acoustic_codes: torch.LongTensor | None = None
     semantic_codes: torch.LongTensor | None = None
 
@@ -45,11 +46,13 @@ class HCodecDecoderOutput(ModelOutput):
 class HCodecOutput(ModelOutput):
     """Everything a training step needs.
 
-    audio_values `(B, T)`; acoustic_codes and semantic_codes `(B, Q, F)`; commitment_loss, a scalar, mean over layers,
-    summed over both paths; semantic_features and reconstructed_semantic_features `(B, L, semantic_feature_size)`.
+    audio_values `(B, T)`; audio_codes, acoustic_codes and semantic_codes as `encode` gives them; commitment_loss, a
+    scalar, mean over layers, summed over both paths; semantic_features and reconstructed_semantic_features
+    `(B, L, semantic_feature_size)`.
     """
 
     audio_values: torch.FloatTensor | None = None
+    audio_codes: torch.LongTensor | None = None
     acoustic_codes: torch.LongTensor | None = None
     semantic_codes: torch.LongTensor | None = None
     commitment_loss: torch.FloatTensor | None = None
@@ -217,7 +220,8 @@ class HCodecDecoder(nn.Module):
         hidden_states = self.norm(self.group_norm(hidden_states).transpose(1, 2)).transpose(1, 2)
         for block in self.convnext:
             hidden_states = block(hidden_states)
-        return self.inverse_stft(self.out(self.final_norm(hidden_states.transpose(1, 2))))
+        hidden_states = hidden_states.transpose(1, 2).to(self.final_norm.weight.dtype)  # see `HCodecModel`
+        return self.inverse_stft(self.out(self.final_norm(hidden_states)))
 
     def inverse_stft(self, head: torch.Tensor) -> torch.Tensor:
         """Log-magnitude and phase `(B, L, n_fft + 2)` -> `(B, L * hop)`, in float32.
@@ -344,6 +348,11 @@ def decimate(waveform: torch.Tensor, factor: int) -> torch.Tensor:
     return filtered[:, 0, : math.ceil(waveform.shape[-1] / factor)]
 
 
+def interleave(acoustic_codes: torch.Tensor, semantic_codes: torch.Tensor) -> torch.Tensor:
+    """Codes of both paths, each `(B, Q, F)`, -> a0 s0 a1 s1 ... `(B, 2 F, Q)`."""
+    return torch.stack((acoustic_codes, semantic_codes), dim=-1).flatten(-2).transpose(-1, -2)
+
+
 class HCodecModel(CheckedWeights, PreTrainedAudioTokenizerBase):
     """The codec. See the functions below for shapes; `config.decoder_only` leaves out everything `decode` needs not.
 
@@ -351,20 +360,31 @@ class HCodecModel(CheckedWeights, PreTrainedAudioTokenizerBase):
 
     ```python
     >>> codec = HCodecModel.from_pretrained(path)
-    >>> codes = codec.encode(waveform)                                            # (B, T) at 48 kHz
-    >>> audio = codec.decode(codes.acoustic_codes, codes.semantic_codes).audio_values
+    >>> codes = codec.encode(waveform).audio_codes                                # (B, T) at 48 kHz -> (B, 2 F, Q)
+    >>> audio = codec.decode(audio_codes=codes).audio_values
     ```
+
+    Loaded in half precision, what decides codes stays in float32, since rounding changes most of them (of a song's
+    codes in bfloat16 8 % were the same in the acoustic path), and so do the decoder's last two layers (4 dB).
     """
 
     config_class = HCodecConfig
     base_model_prefix = "codec"
     main_input_name = "input_values"
     input_modalities = ("audio",)
-    _keep_in_fp32_modules_strict = ["acoustic_quantizer", "semantic_quantizer"]  # rounded vectors give other codes
     _keys_to_ignore_on_load_missing = {r"coder\.window$"}  # computed, see `_init_weights`
 
     def __init__(self, config: HCodecConfig):
         super().__init__(config)
+        # Patterns of weights' names. The last ones would also fit other parts of the separator that holds a decoder.
+        self._keep_in_fp32_modules_strict = [
+            "acoustic_quantizer",
+            "semantic_quantizer",
+            "decoder.final_norm",
+            "decoder.out",
+        ]
+        if not config.decoder_only:
+            self._keep_in_fp32_modules_strict += ["encoder", "semantic_model"]
         self.acoustic_quantizer = HCodecResidualVectorQuantizer(config)
         self.semantic_quantizer = HCodecResidualVectorQuantizer(config)
         self.decoder = HCodecDecoder(config)
@@ -389,6 +409,18 @@ class HCodecModel(CheckedWeights, PreTrainedAudioTokenizerBase):
             for buffer in (module.initialized, module.cluster_size, module.embed_avg):
                 initialization.zeros_(buffer)
 
+    @staticmethod
+    def _as_mono(input_values: torch.Tensor) -> torch.Tensor:
+        """`(B, T)` or `(B, 1, T)` -> `(B, T)`."""
+        if input_values.dim() == 3 and input_values.shape[1] == 1:
+            input_values = input_values[:, 0]
+        if input_values.dim() != 2 or input_values.shape[-1] == 0:
+            raise ValueError(
+                "`input_values` must have shape (batch, samples) or (batch, 1, samples), the codec is mono, got "
+                f"{tuple(input_values.shape)}."
+            )
+        return input_values
+
     def extract_semantic_features(self, input_values: torch.Tensor) -> torch.Tensor:
         """HuBERT's features of a waveform `(B, T)` -> `(B, L, semantic_feature_size)`, T a multiple of 3840.
 
@@ -409,7 +441,8 @@ class HCodecModel(CheckedWeights, PreTrainedAudioTokenizerBase):
         """Latents before quantization.
 
         Args:
-            input_values: waveform `(B, T)` at `config.sampling_rate`; padded with zeros to whole code frames.
+            input_values: waveform `(B, T)` or `(B, 1, T)` at `config.sampling_rate`; padded with zeros to whole code
+                frames.
             semantic_features: `(B, L, semantic_feature_size)`; computed by the HuBERT inside if not given.
 
         Returns:
@@ -417,8 +450,7 @@ class HCodecModel(CheckedWeights, PreTrainedAudioTokenizerBase):
         """
         if self.config.decoder_only:
             raise ValueError("This codec holds only its decoding half (`decoder_only`); encode with the whole codec.")
-        if input_values.dim() != 2 or input_values.shape[-1] == 0:
-            raise ValueError(f"`input_values` must have shape (batch, samples), got {tuple(input_values.shape)}.")
+        input_values = self._as_mono(input_values)
         input_values = functional.pad(input_values, (0, -input_values.shape[-1] % self.config.hop_length))
         if semantic_features is None:
             semantic_features = self.extract_semantic_features(input_values)
@@ -429,20 +461,42 @@ class HCodecModel(CheckedWeights, PreTrainedAudioTokenizerBase):
                 f"`semantic_features` must have shape (batch, frames, features) = {expected} for this waveform, got "
                 f"{tuple(semantic_features.shape)}."
             )
-        semantic_latents = self.semantic_encoder(semantic_features.transpose(1, 2).to(self.dtype))
+        semantic_features = semantic_features.to(self.semantic_encoder.conv_in.weight.dtype)
+        semantic_latents = self.semantic_encoder(semantic_features.transpose(1, 2))
         return self.encoder(input_values), semantic_latents, semantic_features
 
     @torch.no_grad()
     def encode(self, input_values: torch.Tensor, semantic_features: torch.Tensor | None = None) -> HCodecEncoderOutput:
-        """Waveform `(B, T)` -> codes, each `(B, Q, ceil(T / 3840))`. Arguments as in `encode_latents`."""
-        acoustic_latents, semantic_latents, _ = self.encode_latents(input_values, semantic_features)
-        return HCodecEncoderOutput(
-            acoustic_codes=self.acoustic_quantizer.encode(acoustic_latents),
-            semantic_codes=self.semantic_quantizer.encode(semantic_latents),
-        )
+        """Waveform `(B, T)` or `(B, 1, T)` -> codes of ceil(T / 3840) frames. Arguments as in `encode_latents`."""
+        with torch.autocast(input_values.device.type, enabled=False):  # see the class
+            acoustic_latents, semantic_latents, _ = self.encode_latents(input_values.float(), semantic_features)
+        acoustic = self.acoustic_quantizer.encode(acoustic_latents)
+        semantic = self.semantic_quantizer.encode(semantic_latents)
+        return HCodecEncoderOutput(interleave(acoustic, semantic), acoustic, semantic)
 
-    def decode(self, acoustic_codes: torch.Tensor, semantic_codes: torch.Tensor) -> HCodecDecoderOutput:
-        """Codes, each `(B, q, F)`, -> waveform `(B, 3840 F)`. With q < Q only the first q layers are used."""
+    def decode(
+        self,
+        acoustic_codes: torch.Tensor | None = None,
+        semantic_codes: torch.Tensor | None = None,
+        audio_codes: torch.Tensor | None = None,
+    ) -> HCodecDecoderOutput:
+        """Codes -> waveform `(B, 3840 F)`.
+
+        Args:
+            acoustic_codes, semantic_codes: each `(B, q, F)`. With q < Q only the first q layers are used.
+            audio_codes: the two as one, `(B, 2 F, q)`, in their place.
+
+        Raises:
+            ValueError: not exactly one of the two forms, or other shapes.
+        """
+        if (audio_codes is None) == (acoustic_codes is None) or (acoustic_codes is None) != (semantic_codes is None):
+            raise ValueError("`decode` needs either `audio_codes`, or both `acoustic_codes` and `semantic_codes`.")
+        if audio_codes is not None:
+            if audio_codes.dim() != 3 or audio_codes.shape[1] % 2:
+                raise ValueError(
+                    f"`audio_codes` must have shape (batch, 2 x frames, codebooks), got {tuple(audio_codes.shape)}."
+                )
+            acoustic_codes, semantic_codes = audio_codes.mT[..., 0::2], audio_codes.mT[..., 1::2]
         for name, codes in (("acoustic_codes", acoustic_codes), ("semantic_codes", semantic_codes)):
             if codes.dim() != 3 or not 1 <= codes.shape[1] <= self.config.num_codebooks:
                 raise ValueError(
@@ -470,12 +524,14 @@ class HCodecModel(CheckedWeights, PreTrainedAudioTokenizerBase):
             num_codebooks: `(B,)` int: clip b is decoded from the first `num_codebooks[b]` layers of both paths only
                 (quantizer dropout). All layers if not given. The other arguments as in `encode_latents`.
         """
+        input_values = self._as_mono(input_values)
         acoustic_latents, semantic_latents, semantic_features = self.encode_latents(input_values, semantic_features)
         acoustic = self.acoustic_quantizer(acoustic_latents, num_codebooks)
         semantic = self.semantic_quantizer(semantic_latents, num_codebooks)
         audio_values = self.decode_latents(acoustic.quantized, semantic.quantized).audio_values
         return HCodecOutput(
             audio_values=audio_values[..., : input_values.shape[-1]],
+            audio_codes=interleave(acoustic.codes, semantic.codes),
             acoustic_codes=acoustic.codes,
             semantic_codes=semantic.codes,
             commitment_loss=acoustic.commitment_loss + semantic.commitment_loss,

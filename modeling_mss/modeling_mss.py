@@ -3,7 +3,7 @@
     x = [<mix>, F_mix, S, c(1), S, c(2), S, c(3), S, c(4)]      inputs
     y = [              c(1), E, c(2), E, c(3), E, c(4), E]      scored outputs, c = a0 s0 a1 s1 ...
 
-arXiv 2604.09371, section 2; DESIGN of this repository, section 1. One position holds the indices of all codebook layers
+arXiv 2604.09371, section 2; docs/method.md says what is where. One position holds the indices of all codebook layers
 of one path: acoustic (a) and semantic (s) alternate. The model knows no audio: features in, codes out.
 
 Shapes: B windows, P prefix positions, F code frames of a window (50 in 4 s), Q codebooks, V codebook size, H hidden
@@ -11,7 +11,6 @@ size. A block is a run of 2 F + 1 positions. In sequential generation there is o
 generation (ablation A3) one block in which every position carries all stems (`lanes`).
 """
 
-import os
 from dataclasses import dataclass
 
 import torch
@@ -79,8 +78,11 @@ class MssCodeEmbedding(nn.Module):
                 [nn.Linear(config.num_lanes * latent_size, self.hidden_size, bias=False) for _ in range(2)]
             )
 
-    def forward(self, codes: torch.Tensor, path: int, quantizer: nn.Module) -> torch.Tensor:
-        """`(..., lanes * Q)` of one path -> `(..., H)`. `quantizer` is that path's, read if vectors are the codec's."""
+    def forward(self, codes: torch.Tensor, path: int, quantizer: nn.Module, dtype: torch.dtype) -> torch.Tensor:
+        """`(..., lanes * Q)` of one path -> `(..., H)` of this dtype.
+
+        `quantizer` is that path's, read if vectors are the codec's.
+        """
         shape = codes.shape
         if self.learned:
             offsets = torch.arange(shape[-1], device=codes.device) + path * shape[-1]
@@ -88,9 +90,8 @@ class MssCodeEmbedding(nn.Module):
             return self.table(rows).view(*shape[:-1], self.hidden_size)
         per_lane = codes.reshape(-1, self.num_lanes, self.num_codebooks).transpose(1, 2)  # (N, Q, lanes)
         latents = quantizer.decode(per_lane)  # (N, D, lanes)
-        projection = self.projections[path]
-        latents = latents.transpose(1, 2).flatten(1).to(projection.weight.dtype)
-        return projection(latents).view(*shape[:-1], self.hidden_size)
+        latents = latents.transpose(1, 2).flatten(1).to(dtype)
+        return self.projections[path](latents).view(*shape[:-1], self.hidden_size)
 
 
 class MssPreTrainedModel(CheckedWeights, PreTrainedModel):
@@ -102,7 +103,6 @@ class MssPreTrainedModel(CheckedWeights, PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["LlamaDecoderLayer", "MssConformerBlock", "HCodecModel"]
     _supports_sdpa = True
-    _keep_in_fp32_modules_strict = HCodecModel._keep_in_fp32_modules_strict
     _supports_flash_attn = True
 
     @torch.no_grad()
@@ -121,8 +121,10 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
 
     ```python
     >>> model = MssForConditionalGeneration.from_pretrained(path)
-    >>> codes = model.generate(input_features)                      # (B, 200, 120) -> (B, stems, 100, 16)
-    >>> loss = model(input_features=input_features, audio_codes=codes).loss
+    >>> inputs = processor(song, sampling_rate=44100)               # input_features (B, 200, 120)
+    >>> codes = model.generate(**inputs)                            # (B, stems, 100, 16)
+    >>> audio = model.decode_codes(codes)                           # (B, stems, 192000) at 48 kHz
+    >>> loss = model(**inputs, labels=codes).loss
     ```
     """
 
@@ -131,6 +133,7 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
         hidden_size = config.decoder_config.hidden_size
         if config.conditional_encoder == "hubert":
             self.encoder = HubertFeatures(config.encoder_config)
+            self._keep_in_fp32_modules_strict = ["encoder.hubert"]  # as the codec's own
         else:
             self.encoder = MssEncoder(config.encoder_config)
         self.adapter = nn.Linear(config.encoder_config.hidden_size * config.prefix_stride, hidden_size)
@@ -159,18 +162,17 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
             self.encoder.eval()  # nothing in it learns: no dropout
         return self
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
-        """As in the base class. A repository names its pipeline exactly when it holds the pipeline's code."""
-        if os.path.isfile(os.path.join(save_directory, "pipeline_mss.py")):
-            implementation = {
-                "impl": "pipeline_mss.AudioSourceSeparationPipeline",
-                "pt": ["AutoModel"],
-                "type": "audio",
-            }
-            self.config.custom_pipelines = {"audio-source-separation": implementation}
-        elif hasattr(self.config, "custom_pipelines"):
-            del self.config.custom_pipelines
-        super().save_pretrained(save_directory, *args, **kwargs)
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The table of the two markers `<mix>` and S; codes have tables of their own (`code_embedding`)."""
+        return self.decoder.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.decoder.embed_tokens = value
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the language model computes in. A norm has it also where linear layers hold quantised integers."""
+        return self.decoder.norm.weight.dtype
 
     def encode_mixture(
         self, input_features: torch.Tensor | None = None, input_values: torch.Tensor | None = None
@@ -188,13 +190,14 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
         inputs = input_values if wanted == "input_values" else input_features
         if inputs is None:
             raise ValueError(f"This model reads `{wanted}` (conditional encoder: {self.config.conditional_encoder!r}).")
-        inputs = inputs.to(self.adapter.weight.dtype)
+        inputs = inputs.to(self.compute_dtype)
         frames, mask_logits = (self.encoder(inputs), None) if wanted == "input_values" else self.encoder(inputs)
         if frames.shape[1] == 0 or frames.shape[1] % self.config.prefix_frames_per_code_frame:
             raise ValueError(
                 f"`{wanted}` must cover whole code frames: got {frames.shape[1]} encoder frames, allowed are multiples "
                 f"of {self.config.prefix_frames_per_code_frame}."
             )
+        frames = frames.to(self.compute_dtype)  # a HuBERT computes in float32
         prefix = self.adapter(frames.unflatten(1, (-1, self.config.prefix_stride)).flatten(2))
         if mask_logits is None:
             return MssMixture(prefix)
@@ -214,7 +217,7 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
         """
         if not self.config.mask_head:
             raise ValueError("This model has no masks: it was configured with mask_head=False.")
-        _, logits = self.encoder(input_features.to(self.adapter.weight.dtype))
+        _, logits = self.encoder(input_features.to(self.compute_dtype))
         return self._as_masks(logits)
 
     def _as_masks(self, mask_logits: torch.Tensor) -> torch.Tensor:
@@ -252,7 +255,7 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
     def embed_codes(self, codes: torch.Tensor, path: int) -> torch.Tensor:
         """Codes of one path `(..., lanes * Q)` -> input vectors `(..., H)`."""
         quantizer = self.codec.acoustic_quantizer if path == ACOUSTIC else self.codec.semantic_quantizer
-        return self.code_embedding(codes, path, quantizer)
+        return self.code_embedding(codes, path, quantizer, self.compute_dtype)
 
     def code_logits(self, hidden_states: torch.Tensor, path: int) -> torch.Tensor:
         """Hidden states `(..., H)` -> `(..., lanes, Q, V + 1)` (acoustic) or `(..., lanes, Q, V)` (semantic)."""
@@ -268,6 +271,20 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
         """The inverse of `to_blocks`."""
         codes = codes.unflatten(3, (self.config.num_lanes, -1))
         return codes.transpose(2, 3).flatten(1, 2)
+
+    @torch.no_grad()
+    def decode_codes(self, codes: torch.Tensor, num_codebooks: int | None = None) -> torch.Tensor:
+        """Codes to sound.
+
+        Args:
+            codes: `(B, stems, 2 F, Q)`, as `generate` gives them.
+            num_codebooks: decode the first so many layers only, which leaves out details, and errors of a small model.
+
+        Returns:
+            waveforms `(B, stems, T)` at the codec's rate, 3840 samples a code frame.
+        """
+        audio = self.codec.decode(audio_codes=codes[..., :num_codebooks].flatten(0, 1)).audio_values
+        return audio.unflatten(0, codes.shape[:2])
 
     def start_embeds(self, *shape: int) -> torch.Tensor:
         """The vector of S, `(*shape, H)`."""
@@ -290,6 +307,7 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
         input_features: torch.Tensor | None = None,
         input_values: torch.Tensor | None = None,
         audio_codes: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         stem_powers: torch.Tensor | None = None,
         known_stems: torch.Tensor | None = None,
         return_logits: bool = True,
@@ -300,6 +318,7 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
             input_features, input_values: the mixture, see `encode_mixture`.
             audio_codes: `(B, stems, 2 F, Q)` int64, acoustic and semantic codes alternating. Without them, but with
                 `stem_powers`, the language model is left out.
+            labels: the same codes, under the name that transformers' `Trainer` looks for.
             stem_powers: mel powers `(B, stems, L, num_mel_bins)` of the true stems (`mel_power_spectrogram` of
                 processing_mss), for the loss of the masks.
             known_stems: `(B, stems)` bool, which of the targets count by themselves: codes of other stems have no part
@@ -307,8 +326,12 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
             return_logits: False saves their memory in training (26 MB a crop at the paper's size).
 
         Raises:
-            ValueError: no targets, targets that do not fit the mixture, or `stem_powers` without a mask head.
+            ValueError: no targets, codes under both names, targets that do not fit the mixture, or `stem_powers`
+                without a mask head.
         """
+        if labels is not None and audio_codes is not None:
+            raise ValueError("`labels` is another name of `audio_codes`: pass one of them, got both.")
+        audio_codes = labels if audio_codes is None else audio_codes
         mixture = self.encode_mixture(input_features, input_values)
         output = MssOutput()
         if audio_codes is not None or stem_powers is None:

@@ -4,6 +4,7 @@ With several processes, everything that codebooks learn from is the vectors of a
 process would do with N times the batch, the processes' vectors in the order of their ranks.
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -56,7 +57,23 @@ def nearest_rows(vectors: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """
     squares = rows.square().sum(-1)
     pieces = vectors.split(max(DISTANCES_AT_ONCE // len(rows), 1))
-    return torch.cat([(squares - 2 * piece @ rows.t()).argmin(dim=-1) for piece in pieces])
+    with _exact_products():
+        return torch.cat([(squares - 2 * piece @ rows.t()).argmin(dim=-1) for piece in pieces])
+
+
+@contextmanager
+def _exact_products():
+    """Products of float32 matrices in float32, whatever the user allows for the rest (TF32, bfloat16): neighbouring
+    vectors differ in the digits that those drop."""
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    allowed = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for backend, precision in zip(backends, allowed):
+            backend.fp32_precision = precision
 
 
 def _counts_and_sums(vectors: torch.Tensor, weights: torch.Tensor, codes: torch.Tensor, size: int) -> torch.Tensor:

@@ -86,7 +86,8 @@ def mel_power_spectrogram(
 
 class MssFeatureExtractor(SequenceFeatureExtractor):
     r"""
-    Mono windows at 48 kHz -> what the conditional encoder reads.
+    Mono windows at 48 kHz -> what the conditional encoder reads. Songs, which have channels, another rate and any
+    length, are for `MssProcessor`.
 
     Args:
         feature_size (`int`): log-mel bands.
@@ -134,15 +135,20 @@ class MssFeatureExtractor(SequenceFeatureExtractor):
         self,
         raw_audio: np.ndarray | torch.Tensor | list,
         sampling_rate: int | None = None,
-        return_tensors: str = "pt",
+        return_tensors: str | None = None,
     ) -> BatchFeature:
-        """Features of one mono window `(T,)` or of several `(W, T)`; the batch axis is always there.
+        """Features of one window or of several; the batch axis is always there.
 
-        T is padded with zeros to whole frames.
+        Args:
+            raw_audio: a mono window `(T,)`, a list of windows of one length, or a batch `(W, 1, T)`. Not `(W, T)`: a
+                stereo song `(2, T)` would be taken for two windows. T is padded with zeros to whole frames.
+            sampling_rate: of the audio, in hertz (Hz).
+            return_tensors: "pt", torch tensors on the device of the audio (also if not given), or "np", arrays.
 
         Raises:
-            ValueError: the rate is not the extractor's, or the shape is not one of the two above.
+            ValueError: the rate is not the extractor's, or the shape is none of the three above.
         """
+        require_tensor_type(return_tensors)
         if sampling_rate is None:
             logger.warning(
                 "It is strongly recommended to pass the `sampling_rate` argument: audio at another rate than "
@@ -153,11 +159,7 @@ class MssFeatureExtractor(SequenceFeatureExtractor):
                 f"{type(self).__name__} reads audio at {self.sampling_rate} Hz, got {sampling_rate} Hz. "
                 "`MssProcessor` takes any rate."
             )
-        if not isinstance(raw_audio, torch.Tensor):
-            raw_audio = torch.from_numpy(np.asarray(raw_audio, dtype=np.float32))
-        if raw_audio.dim() not in (1, 2) or raw_audio.shape[-1] == 0:
-            raise ValueError(f"Audio must have shape (samples,) or (windows, samples), got {tuple(raw_audio.shape)}.")
-        windows = torch.atleast_2d(raw_audio.float())
+        windows = _as_windows(raw_audio)
         num_samples = max(windows.shape[-1] + -windows.shape[-1] % self.hop_length, self.n_fft)
         num_samples += -num_samples % self.hop_length
         windows = torch.nn.functional.pad(windows, (0, num_samples - windows.shape[-1]), value=self.padding_value)
@@ -168,6 +170,34 @@ class MssFeatureExtractor(SequenceFeatureExtractor):
         if return_tensors == "np":
             inputs = inputs.cpu().numpy()
         return BatchFeature({self.model_input_names[0]: inputs})
+
+
+def require_tensor_type(return_tensors: str | None) -> None:
+    """Raise ValueError unless features can be returned as this."""
+    if return_tensors not in (None, "pt", "np"):
+        raise ValueError(f"`return_tensors` must be 'pt' (the same as None here) or 'np', got {return_tensors!r}.")
+
+
+def _as_windows(raw_audio: np.ndarray | torch.Tensor | list) -> torch.Tensor:
+    """What `MssFeatureExtractor` takes -> `(W, T)` float32."""
+    if isinstance(raw_audio, (list, tuple)) and len(raw_audio) and not np.isscalar(raw_audio[0]):
+        windows = [torch.as_tensor(window) for window in raw_audio]
+        shapes = {tuple(window.shape) for window in windows}
+        if len(shapes) > 1 or windows[0].dim() != 1:
+            raise ValueError(f"Windows of a list must be mono, (samples,), of one length, got shapes {sorted(shapes)}.")
+        audio = torch.stack(windows)[:, None]
+    else:
+        audio = torch.as_tensor(raw_audio)
+    if audio.dim() == 2 and len(audio) > 1:
+        raise ValueError(
+            f"Audio of shape {tuple(audio.shape)} can be channels or windows: pass mono windows as a list or with "
+            "shape (windows, 1, samples), and whole songs to `MssProcessor`."
+        )
+    if audio.dim() not in (1, 2, 3) or audio.shape[-1] == 0 or (audio.dim() == 3 and audio.shape[1] != 1):
+        raise ValueError(
+            f"Audio must have shape (samples,) or (windows, 1, samples), one channel, got {tuple(audio.shape)}."
+        )
+    return audio.float().reshape(-1, audio.shape[-1])
 
 
 __all__ = ["MssFeatureExtractor", "log_mel_spectrogram"]

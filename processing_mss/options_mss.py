@@ -76,14 +76,14 @@ class SeparationOptions:
             )
 
     def as_saved_with(self, config, generation_config) -> "SeparationOptions":
-        """Complete: the model's own output and number of candidates (`num_return_sequences`), where none was asked for.
+        """Complete: the model's own output and number of candidates, where none was asked for.
 
         Greedy decoding, asked for or saved, has one candidate, and so have masks.
         """
         output, num_candidates = self.output or config.outputs[0], self.num_candidates
         if num_candidates is None:
             one = output == "masked" or self.do_sample is False or not generation_config.do_sample
-            num_candidates = 1 if one else generation_config.num_return_sequences or 1
+            num_candidates = 1 if one else config.num_candidates
         return replace(self, output=output, num_candidates=num_candidates)
 
     @property

@@ -70,9 +70,8 @@ class AudioSourceSeparationPipeline(Pipeline):
             batch_size (`int`, *optional*): windows that are generated at once; if not given, as many as fit into a
                 GPU's free memory, 16 on CPUs. It is halved when memory runs out.
             num_candidates (`int`, *optional*): draw so many candidates of every window, which take as many times the
-                memory; if not given, as many as the model was saved with (`num_return_sequences` of its
-                generation_config.json). Implies `do_sample` (with top_p=0.9, unless the call or the model limits draws
-                in another way).
+                memory; if not given, as many as the model's configuration says. Implies `do_sample` (with top_p=0.9,
+                unless the call or the model limits draws in another way).
             combine (`str`, *optional*): what is made of them: `"mean"`, the filter goes by their mean power (the
                 default of `"filtered"`, and only for it); `"best"`, the candidate is kept whose stems together explain
                 the mixture best (the default of `"generated"`); all stems are generated for that, also with `stems`.
@@ -201,6 +200,12 @@ class AudioSourceSeparationPipeline(Pipeline):
         also writes the registry's default model into config.json.
         """
         os.makedirs(save_directory, exist_ok=True)
-        custom_object_save(self, save_directory)  # beside this file the model names the pipeline in config.json
-        self.model.save_pretrained(save_directory, **kwargs)
+        custom_object_save(self, save_directory)
+        config = self.model.config
+        implementation = {"impl": f"pipeline_mss.{type(self).__name__}", "pt": ["AutoModel"], "type": "audio"}
+        config.custom_pipelines = {"audio-source-separation": implementation}
+        try:
+            self.model.save_pretrained(save_directory, **kwargs)
+        finally:
+            del config.custom_pipelines  # the model alone, saved elsewhere, has no such file beside it
         self.processor.save_pretrained(save_directory)

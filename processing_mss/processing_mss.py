@@ -1,20 +1,21 @@
-"""The processor: a song into windows of features, codes into audio, windows of audio back into a song.
-
-It holds no weights: what needs the codec gets it as an argument.
-"""
+"""The processor: a song into windows of features, and windows of stems back into a song. It holds no weights."""
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 from transformers import ProcessorMixin
 from transformers.feature_extraction_utils import BatchFeature
+from transformers.utils import logging
 
-from .feature_extraction_mss import require_whole_number
+from .feature_extraction_mss import require_tensor_type, require_whole_number
 from .resampling_mss import StreamingResampler, resample
 from .song_mss import as_waveform
-from .windowing_mss import cross_fade, split_windows, window_starts
+from .windowing_mss import WindowPlan, cross_fade, split_windows, window_starts
+
+logger = logging.get_logger(__name__)
 
 SILENT_RMS = 1e-8  # a song below this level (160 dB below full scale) is silent: no gain makes it louder
 
@@ -103,57 +104,82 @@ class MssProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        mixture: np.ndarray | torch.Tensor,
-        sampling_rate: int,
-        window_s: float | None = None,
-        overlap: float | None = None,
+        audio: np.ndarray | torch.Tensor | list,
+        sampling_rate: int | None = None,
+        return_tensors: str | None = None,
     ) -> BatchFeature:
-        """Prepare a song.
+        """A song, or several, as the model hears them: what `generate`, `masks` and `forward` take.
 
-        It is mixed to mono, resampled, scaled to `input_rms` and cut into windows.
+        A song is mixed to mono, resampled, scaled to `input_rms` and cut into windows, as `plan` says.
+
+        ```python
+        >>> codes = model.generate(**processor(song, sampling_rate=44100))
+        >>> stems = processor.stitch(model.decode_codes(codes), processor.plan(song, sampling_rate=44100))
+        ```
 
         Args:
-            mixture: `(samples,)` or `(channels, samples)`, floating point with full scale 1, or integers.
-            sampling_rate: in hertz (Hz), any.
-            window_s, overlap: replace the processor's own.
+            audio: a song `(samples,)` or `(channels, samples)`, floating point with full scale 1, or integers; or a
+                list of songs, whose windows follow one another.
+            sampling_rate: in hertz (Hz), any; if not given, the model's.
+            return_tensors: "pt", torch tensors (also if not given), or "np", arrays.
 
         Returns:
-            `input_features` `(W, 200, 120)` (or `input_values`), for the model, and what `stitch` needs:
-            `window_starts` `(W,)` in samples at the model's rate, `overlap_samples`, `gain` (the factor applied),
-            `num_samples` and `sampling_rate` of the mixture.
+            `input_features` `(W, 200, 120)` for windows of 4 s, or `input_values`.
 
         Raises:
-            ValueError: no samples, NaN or infinity, wrong shape, rate or overlap.
+            ValueError: no samples, NaN or infinity, or a wrong shape or rate.
         """
-        mixture = as_waveform(mixture, sampling_rate)
-        mono = resample(mixture.mean(dim=0), sampling_rate, self.sampling_rate)
-        gain = torch.tensor(self.input_gain(mono.double().square().mean().item()))
-        window, overlap_samples, starts = self.window_layout(mixture.shape[-1], sampling_rate, window_s, overlap)
-        windows = split_windows(mono * gain, starts, window)
-        inputs = self.feature_extractor(windows, sampling_rate=self.sampling_rate)
-        inputs["window_starts"] = torch.tensor(starts)
-        inputs["overlap_samples"] = overlap_samples
-        inputs["gain"] = gain
-        inputs["num_samples"] = mixture.shape[-1]
-        inputs["sampling_rate"] = sampling_rate
-        return inputs
+        require_tensor_type(return_tensors)
+        windows = []
+        for song, rate in self._songs(audio, sampling_rate):
+            mono = self._mono(song, rate)
+            plan = self._plan_of(mono, song.shape[-1], rate)
+            windows.append(split_windows(mono * plan.gain, plan.starts, plan.window))
+        return self.feature_extractor(torch.cat(windows)[:, None], self.sampling_rate, return_tensors)
+
+    def plan(
+        self, audio: np.ndarray | torch.Tensor | list, sampling_rate: int | None = None
+    ) -> WindowPlan | list[WindowPlan]:
+        """How a song is cut and scaled, for `stitch`; for a list of songs a list. Arguments and errors as in a call."""
+        plans = [
+            self._plan_of(self._mono(song, rate), song.shape[-1], rate)
+            for song, rate in self._songs(audio, sampling_rate)
+        ]
+        return plans if is_list_of_songs(audio) else plans[0]
+
+    def _songs(self, audio, sampling_rate: int | None) -> list[tuple[torch.Tensor, int]]:
+        """Every song `(channels, samples)` and its rate."""
+        if sampling_rate is None:
+            sampling_rate = self.sampling_rate
+            logger.warning(f"No `sampling_rate` given with the audio: {sampling_rate} Hz is assumed.")
+        songs = audio if is_list_of_songs(audio) else [audio]
+        return [(as_waveform(song, sampling_rate), sampling_rate) for song in songs]
+
+    def _mono(self, song: torch.Tensor, sampling_rate: int) -> torch.Tensor:
+        return resample(song.mean(dim=0), sampling_rate, self.sampling_rate)
+
+    def _plan_of(self, mono: torch.Tensor, num_samples: int, sampling_rate: int) -> WindowPlan:
+        gain = self.input_gain(mono.double().square().mean().item())
+        return replace(self.window_layout(num_samples, sampling_rate), gain=gain)
 
     def window_layout(
         self, num_samples: int, sampling_rate: int, window_s: float | None = None, overlap: float | None = None
-    ) -> tuple[int, int, list[int]]:
-        """How a song of `num_samples` at `sampling_rate` is cut: window, overlap and starts in samples of the model.
+    ) -> WindowPlan:
+        """The plan of a song of which the level is not known yet: its gain is 1.
 
-        Raises ValueError for a window of no code frame, or an overlap that is no share of it.
+        Args:
+            num_samples, sampling_rate: of the song.
+            window_s, overlap: replace the processor's own.
+
+        Raises:
+            ValueError: a window of no code frame, or an overlap that is no share of it.
         """
         overlap = self.overlap if overlap is None else overlap
         require_overlap(overlap)
         window = self.window_samples(window_s)
         overlap_samples = round(overlap * window)
-        return (
-            window,
-            overlap_samples,
-            window_starts(self.model_samples(num_samples, sampling_rate), window, overlap_samples),
-        )
+        starts = window_starts(self.model_samples(num_samples, sampling_rate), window, overlap_samples)
+        return WindowPlan(starts, window, overlap_samples, 1.0, num_samples, sampling_rate)
 
     def model_samples(self, num_samples: int, sampling_rate: int) -> int:
         """Length at the model's rate of `num_samples` at `sampling_rate`: what `resample` gives."""
@@ -190,52 +216,36 @@ class MssProcessor(ProcessorMixin):
         acoustic, semantic = codes[..., 0::2, :], codes[..., 1::2, :]
         return acoustic.swapaxes(-1, -2), semantic.swapaxes(-1, -2)
 
-    @torch.no_grad()
-    def batch_decode(self, codes: torch.Tensor, codec, num_codebooks: int | None = None) -> torch.Tensor:
-        """Generated codes `(W, stems, 2 F, Q)` -> waveforms `(W, stems, T)` by the codec that is passed in.
-
-        With `num_codebooks` only the first layers are used: fewer details, and fewer errors of a small model.
-        """
-        acoustic, semantic = self.deinterleave(codes[..., :num_codebooks])
-        audio = codec.decode(acoustic.flatten(0, 1), semantic.flatten(0, 1)).audio_values
-        return audio.unflatten(0, codes.shape[:2])
-
-    def stitch(
-        self,
-        windows: torch.Tensor,
-        window_starts: torch.Tensor,
-        overlap_samples: int,
-        gain: torch.Tensor,
-        num_samples: int,
-        sampling_rate: int,
-    ) -> torch.Tensor:
+    def stitch(self, windows: torch.Tensor, plan: WindowPlan) -> torch.Tensor:
         """Windows of stems at the model's rate `(W, stems, T)` -> stems of the song `(stems, num_samples)`.
 
-        Cross-fades the windows, undoes the gain, and returns to the rate and length of the mixture; the other
-        arguments are what `__call__` returned.
-        """
-        starts = window_starts.tolist()
-        blocks = self.stitch_blocks(windows, starts, overlap_samples, float(gain), num_samples, sampling_rate)
-        return torch.cat(list(blocks), dim=-1)
+        Cross-fades the windows, undoes the gain, and returns to the rate and length of the song.
 
-    def stitch_blocks(
-        self,
-        windows: Iterable[torch.Tensor],
-        window_starts: list[int],
-        overlap_samples: int,
-        gain: float,
-        num_samples: int,
-        sampling_rate: int,
-    ) -> Iterator[torch.Tensor]:
+        Raises:
+            ValueError: other windows than the plan has, such as those of several songs, or several candidates of each.
+        """
+        if windows.dim() != 3 or len(windows) != plan.num_windows or windows.shape[-1] != plan.window:
+            raise ValueError(
+                f"The plan has {plan.num_windows} windows of {plan.window} samples, (windows, stems, samples), got "
+                f"shape {tuple(windows.shape)}."
+            )
+        return torch.cat(list(self.stitch_blocks(windows, plan)), dim=-1)
+
+    def stitch_blocks(self, windows: Iterable[torch.Tensor], plan: WindowPlan) -> Iterator[torch.Tensor]:
         """`stitch` for songs of any length: windows `(stems, T)` as they come -> consecutive pieces `(stems, n)`."""
-        resampler = StreamingResampler(self.sampling_rate, sampling_rate)
-        missing = num_samples
-        length = self.model_samples(num_samples, sampling_rate)
-        for samples in cross_fade(windows, window_starts, overlap_samples, length):
-            block = resampler.push(samples / gain)[..., :missing]
+        resampler = StreamingResampler(self.sampling_rate, plan.sampling_rate)
+        missing = plan.num_samples
+        length = self.model_samples(plan.num_samples, plan.sampling_rate)
+        for samples in cross_fade(windows, plan.starts, plan.overlap, length):
+            block = resampler.push(samples / plan.gain)[..., :missing]
             missing -= block.shape[-1]
             yield block
         yield resampler.finish()[..., :missing]
+
+
+def is_list_of_songs(audio) -> bool:
+    """Whether audio is several songs; a list of numbers is one."""
+    return isinstance(audio, (list, tuple)) and len(audio) > 0 and not is_number(audio[0])
 
 
 def is_number(value) -> bool:

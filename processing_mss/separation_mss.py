@@ -8,7 +8,7 @@ Every arrow is an iterator that takes what it needs from the one before.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from .filtering_mss import filter_windows
 from .options_mss import SeparationOptions
 from .song_mss import Song
 from .window_separator_mss import WindowSeparator
-from .windowing_mss import cut_windows
+from .windowing_mss import WindowPlan, cut_windows
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def separate_song(song: Song, model, processor, options: SeparationOptions) -> S
             f"{song.num_channels} channels."
         )
     # Reading the layout here finds a wrong window or overlap before anything is generated.
-    layout = processor.window_layout(song.num_samples, song.sampling_rate, options.window_s, options.overlap)
-    blocks = _separate(song, model, processor, options, *layout)
+    plan = processor.window_layout(song.num_samples, song.sampling_rate, options.window_s, options.overlap)
+    blocks = _separate(song, model, processor, options, plan)
     return StemStream(
         labels=options.labels(model.config),
         sampling_rate=song.sampling_rate,
@@ -69,19 +69,19 @@ def separate_song(song: Song, model, processor, options: SeparationOptions) -> S
 
 @torch.no_grad()
 def _separate(
-    song: Song, model, processor, options: SeparationOptions, window: int, overlap: int, starts: list[int]
+    song: Song, model, processor, options: SeparationOptions, plan: WindowPlan
 ) -> Iterator[dict[str, np.ndarray]]:
     rate = song.sampling_rate
-    gain = processor.input_gain(mean_square(processor.mono_blocks(song.blocks(), rate)))
+    plan = replace(plan, gain=processor.input_gain(mean_square(processor.mono_blocks(song.blocks(), rate))))
     separator = WindowSeparator(model, processor, options)
-    scaled = (block * gain for block in processor.mono_blocks(song.blocks(), rate))
-    estimates = separator(cut_windows(scaled, starts, window), len(starts))
+    scaled = (block * plan.gain for block in processor.mono_blocks(song.blocks(), rate))
+    estimates = separator(cut_windows(scaled, plan.starts, plan.window), plan.num_windows)
     if options.output != "generated":
         blocks = filter_windows(
             estimates,
-            starts,
-            overlap,
-            gain,
+            plan.starts,
+            plan.overlap,
+            plan.gain,
             processor.sampling_rate,
             song.blocks(),
             song.num_samples,
@@ -92,8 +92,7 @@ def _separate(
         )
     else:
         audio = (estimate.audio for estimate in estimates)
-        stitched = processor.stitch_blocks(audio, starts, overlap, gain, song.num_samples, rate)
-        blocks = (block[:, None] for block in stitched)
+        blocks = (block[:, None] for block in processor.stitch_blocks(audio, plan))
     for block in blocks:
         yield name_stems(block.cpu().numpy(), separator.stems, options, model.config)
 

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 import torch
+from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import logging
 
 from .batching_mss import fitting_windows, window_bytes
@@ -105,8 +106,7 @@ class WindowSeparator:
 
     def _masks(self, rows: torch.Tensor) -> torch.Tensor:
         """Windows `(B, T)` -> masks `(B, S, L, M)` of the stems, and of the rest if some are not generated."""
-        features = self.processor.feature_extractor(rows, sampling_rate=self.processor.sampling_rate)
-        masks = self.model.masks(**features)
+        masks = self.model.masks(**self._features(rows))
         self._check_finite(masks)
         names = list(self.model.config.stems)
         known = masks[:, [names.index(stem) for stem in self.stems]]
@@ -118,28 +118,30 @@ class WindowSeparator:
         """Windows `(B, T)` -> `(B, S, T)`, or `(B, N, S, T)`. Windows that are silent have silent stems, whatever the
         model says."""
         num_candidates, num_rows = self.options.num_candidates, len(rows)
-        repeated = rows.repeat_interleave(num_candidates, dim=0)
-        inputs = self.processor.feature_extractor(repeated, sampling_rate=self.processor.sampling_rate)
 
         def on_step(done: int, total: int):
             if self.options.progress_callback is not None:
                 self.options.progress_callback(first * total + done * num_rows, num_windows * total)
 
         generated = self.model.generate(
-            **inputs,
+            **self._features(rows),
             stems=self.stems,
             seed=self._seeds(range(first, first + num_rows)),
+            num_return_sequences=num_candidates,
             output_latents=self.options.uses_averages,
             step_callback=on_step,
             **self.sampling,
         )
         stems = self._decode(generated).float()
         self._check_finite(stems)
-        audible = (repeated.abs().amax(dim=-1) > SILENT_PEAK)[:, None, None]
-        stems = torch.where(audible, stems, 0).unflatten(0, (num_rows, num_candidates))
+        audible = (rows.abs().amax(dim=-1) > SILENT_PEAK)[:, None, None, None]
+        stems = torch.where(audible, stems.unflatten(0, (num_rows, num_candidates)), 0)
         if self.options.keeps_best:
             return best_candidates(stems, rows, self.processor.sampling_rate)
         return stems if num_candidates > 1 else stems[:, 0]
+
+    def _features(self, rows: torch.Tensor) -> BatchFeature:
+        return self.processor.feature_extractor(rows[:, None], sampling_rate=self.processor.sampling_rate)
 
     def _check_finite(self, values: torch.Tensor) -> None:
         if not values.isfinite().all():
@@ -148,14 +150,10 @@ class WindowSeparator:
     def _decode(self, generated) -> torch.Tensor:
         """What `generate` returned -> waveforms `(rows, S, T)`."""
         if not self.options.uses_averages:
-            return self.processor.batch_decode(generated, self.model.codec, self.options.num_codebooks)
+            return self.model.decode_codes(generated, self.options.num_codebooks)
         latents = generated.acoustic_latents.flatten(0, 1), generated.semantic_latents.flatten(0, 1)
         return self.model.codec.decode_latents(*latents).audio_values.unflatten(0, generated.codes.shape[:2])
 
     def _seeds(self, windows: range) -> list[int] | None:
-        """A seed for every candidate of every window."""
-        if self.options.seed is None:
-            return None
-        derive = self.model.derive_seeds
-        candidates = range(self.options.num_candidates)
-        return [seed for window in derive(self.options.seed, windows) for seed in derive(window, candidates)]
+        """A seed for every window."""
+        return None if self.options.seed is None else self.model.derive_seeds(self.options.seed, windows)

@@ -4,8 +4,32 @@ Songs and windows come and go as iterables, so a song of any length takes the me
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """How a song is cut into windows, and what brings windows back together.
+
+    Args:
+        starts: where windows begin, in samples at the model's rate.
+        window, overlap: of a window, and of what it shares with the next, in the same samples.
+        gain: the factor by which the song is scaled before the model hears it.
+        num_samples, sampling_rate: of the song, the latter in hertz (Hz).
+    """
+
+    starts: list[int]
+    window: int
+    overlap: int
+    gain: float
+    num_samples: int
+    sampling_rate: int
+
+    @property
+    def num_windows(self) -> int:
+        return len(self.starts)
 
 
 class BlockBuffer:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +34,7 @@ except ImportError:
 model = AutoModel.from_pretrained(model_id, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(model_id, trust_remote_code=True)
 song = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 44100)).astype(np.float32)
-codes = model.generate(processor(song, sampling_rate=44100).input_features)
+codes = model.generate(**processor(song, sampling_rate=44100))
 pipe = pipeline("audio-source-separation", model=model_id, trust_remote_code=True)
 stems = pipe(song, sampling_rate=44100)
 pipe.save_pretrained(save_dir)
@@ -76,7 +75,7 @@ def expected(model_dir):
 
     song = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 44100)).astype(np.float32)
     pipe = pipeline("audio-source-separation", model=model_dir)
-    codes = pipe.model.generate(pipe.processor(song, sampling_rate=44100).input_features)
+    codes = pipe.model.generate(**pipe.processor(song, sampling_rate=44100))
     return [int(codes.sum()), *[float(np.abs(stem["audio"]).sum()) for stem in pipe(song, sampling_rate=44100)]]
 
 
@@ -136,9 +135,6 @@ def test_saving_again_loses_nothing(model_dir, tmp_path, from_pipeline):
     else:
         AutoModel.from_pretrained(model_dir).save_pretrained(tmp_path)  # the model alone names no pipeline
         assert "custom_pipelines" not in read_config(tmp_path / "config.json")
-        shutil.copytree(model_dir, tmp_path / "copy")  # over a whole repository it keeps naming it
-        AutoModel.from_pretrained(model_dir).save_pretrained(tmp_path / "copy")
-        assert read_config(tmp_path / "copy" / "config.json") == read_config(Path(model_dir) / "config.json")
     before, after = (AutoModel.from_pretrained(folder).state_dict() for folder in (model_dir, tmp_path))
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     assert any(key.startswith("codec.decoder.") for key in before)

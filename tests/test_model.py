@@ -216,7 +216,6 @@ def test_configurations_as_objects_or_partial_dictionaries_load_again(tmp_path):
     assert torch.equal(
         MssForConditionalGeneration.from_pretrained(tmp_path).generate(**inputs), model.generate(**inputs)
     )
-    assert MssConfig(decoder_config={"num_attention_heads": 8}).decoder_config.num_key_value_heads == 8
 
 
 @pytest.mark.parametrize("name", ["paper", "a1_hubert"])
@@ -227,10 +226,15 @@ def test_frozen_parts_stay_frozen_and_codebooks_exact_after_loading(name, tmp_pa
     frozen = [key for key, value in loaded.named_parameters() if not value.requires_grad]
     assert frozen == [key for key, value in model.named_parameters() if not value.requires_grad]
     assert any(key.startswith("codec.") for key in frozen)
-    assert not loaded.codec.training and loaded.dtype == torch.bfloat16
+    assert not loaded.codec.training and loaded.compute_dtype == torch.bfloat16
     for key, value in loaded.codec.named_buffers():
         if key.endswith("embed"):
             assert torch.equal(value, model.codec.get_buffer(key))
+    exact = ("codec.decoder.out.weight", "codec.decoder.final_norm.weight", "encoder.hubert.")
+    assert all(value.dtype == torch.float32 for key, value in loaded.named_parameters() if key.startswith(exact))
+    assert loaded.codec.decoder.embed.weight.dtype == torch.bfloat16
+    codes = loaded.eval().generate(**window(loaded))
+    assert loaded.decode_codes(codes).isfinite().all()
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -244,10 +248,8 @@ def test_a_window_is_learned_by_heart_from_audio_to_audio(name, four_sounds):
     model = tiny_model(**VARIANTS[name])
     model.codec.load_state_dict({key: codec.state_dict()[key] for key in model.codec.state_dict()})
     processor = tiny_processor(model.config)
-    inputs = processor(four_sounds.sum(dim=0), sampling_rate=48000)
-    features_name = processor.feature_extractor.model_input_names[0]
-    features = {features_name: inputs[features_name]}
-    codes = processor.interleave(codes_of.acoustic_codes, codes_of.semantic_codes)[None]
+    features = processor(four_sounds.sum(dim=0), sampling_rate=48000)
+    codes = codes_of.audio_codes[None]
     assert codes.shape == (1, 4, 100, 4) and len(codes.unique()) > 50
 
     trained = [value for value in model.parameters() if value.requires_grad]
@@ -268,7 +270,7 @@ def test_a_window_is_learned_by_heart_from_audio_to_audio(name, four_sounds):
         optimizer.zero_grad()
     generated = model.eval().generate(**features)
     assert torch.equal(generated, codes)
-    audio = processor.batch_decode(generated, model.codec)[0]
+    audio = model.decode_codes(generated)[0]
     # 1e-6: the same codes decoded in one batch with others.
     torch.testing.assert_close(audio, expected, atol=1e-6, rtol=0)
     assert functional.l1_loss(audio[0], audio[1]) > 0  # four different stems

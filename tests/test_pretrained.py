@@ -38,10 +38,10 @@ def test_it_expects_the_stems_of_a_song_and_listens_to_the_song(separate, song_p
     stems = resample(stems, 44100, 48000)[:, : 4 * 48000]
     stems = stems * 0.1 / stems.sum(dim=0).square().mean().sqrt()
     codes = HCodecModel.from_pretrained(CODEC).encode(stems)
-    codes = separate.processor.interleave(codes.acoustic_codes, codes.semantic_codes)[None]
+    codes = codes.audio_codes[None]
 
     def loss(mixture: torch.Tensor) -> float:
-        features = separate.processor.feature_extractor(mixture[None], sampling_rate=48000)
+        features = separate.processor.feature_extractor(mixture, sampling_rate=48000)
         with torch.no_grad():
             return separate.model(**features, audio_codes=codes).loss.item()
 

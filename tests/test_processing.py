@@ -47,7 +47,9 @@ def test_log_mel_is_the_papers_written_out_in_numpy(four_sounds):
 @settings(max_examples=20)
 def test_frame_count_is_exact(frames, batch):
     extractor = MssFeatureExtractor()
-    assert extractor(np.zeros((batch, frames * 960)), 48000).input_features.shape == (batch, frames, 120)
+    windows = np.zeros((batch, 1, frames * 960))
+    for same in (windows, list(windows[:, 0])):
+        assert extractor(same, 48000).input_features.shape == (batch, frames, 120)
 
 
 def test_feature_extractor_checks_the_rate_and_the_shape(caplog):
@@ -56,9 +58,15 @@ def test_feature_extractor_checks_the_rate_and_the_shape(caplog):
         extractor(np.zeros(9600), sampling_rate=44100)
     with pytest.raises(ValueError, match=r"got \(1, 2, 9600\)"):
         extractor(np.zeros((1, 2, 9600)), sampling_rate=48000)
+    with pytest.raises(ValueError, match=r"\(2, 9600\) can be channels or windows"):
+        extractor(np.zeros((2, 9600)), sampling_rate=48000)  # stereo
+    with pytest.raises(ValueError, match=r"of one length, got shapes \[\(9600,\), \(9601,\)\]"):
+        extractor([np.zeros(9600), np.zeros(9601)], sampling_rate=48000)
+    with pytest.raises(ValueError, match="got 'tf'"):
+        extractor(np.zeros(9600), sampling_rate=48000, return_tensors="tf")
     assert extractor(np.zeros(1), sampling_rate=48000).input_features.shape == (1, 3, 120)
-    waveform = MssFeatureExtractor(features="waveform")(np.zeros((2, 192000)), sampling_rate=48000)
-    assert waveform.input_values.shape == (2, 64000)
+    waveform = MssFeatureExtractor(features="waveform")(np.zeros((2, 1, 192000)), 48000, return_tensors="np")
+    assert isinstance(waveform.input_values, np.ndarray) and waveform.input_values.shape == (2, 64000)
 
 
 codes = st.tuples(st.integers(0, 3), st.integers(1, 16), st.integers(1, 60), st.booleans())
@@ -184,15 +192,14 @@ def test_processor_prepares_and_stitches_any_song(rate, seconds):
     num_samples = int(rate * seconds)
     time = torch.arange(num_samples) / rate
     song = torch.stack((torch.sin(2 * torch.pi * 440 * time), torch.zeros(num_samples)))
-    inputs = processor(song, rate)
-    num_windows = len(inputs["window_starts"])
-    assert inputs.input_features.shape == (num_windows, 200, 120)
+    inputs, plan = processor(song, rate), processor.plan(song, rate)
+    assert list(inputs) == ["input_features"] and type(plan.gain) is float
+    assert inputs.input_features.shape == (plan.num_windows, 200, 120)
     # Windows of the mixture itself, given back as the only stem: the song in mono returns.
-    mono = resample(song.mean(dim=0), rate, 48000) * inputs["gain"]
+    mono = resample(song.mean(dim=0), rate, 48000) * plan.gain
     assert mono.square().mean().sqrt() == pytest.approx(0.1, rel=1e-3)
-    windows = split_windows(mono[None], inputs["window_starts"].tolist(), 192000)
-    stitching = {key: value for key, value in inputs.items() if key != "input_features"}
-    (stitched,) = processor.stitch(windows, **stitching)
+    windows = split_windows(mono[None], plan.starts, plan.window)
+    (stitched,) = processor.stitch(windows, plan)
     assert stitched.shape == (num_samples,)
     middle = slice(num_samples // 4, -num_samples // 4)
     assert (stitched - song.mean(dim=0))[middle].abs().max() < 5e-3
@@ -201,11 +208,25 @@ def test_processor_prepares_and_stitches_any_song(rate, seconds):
 def test_integer_audio_has_full_scale_one():
     processor = tiny_processor()
     noise = np.random.default_rng(0).uniform(-1, 1, 9600)
-    gain = processor(noise, 48000)["gain"].item()
+    gain = processor.plan(noise, 48000).gain
     for integers in ((noise * 32767).astype(np.int16), (noise * 127 + 128).astype(np.uint8)):
-        assert processor(integers, 48000)["gain"].item() == pytest.approx(gain, rel=1e-2)
-    assert processor((noise * 32767).astype(">i2")[::-1], 48000)["gain"].item() == pytest.approx(gain, rel=1e-3)
-    assert processor(noise * 1e25, 48000)["gain"].item() == pytest.approx(gain * 1e-25, rel=1e-3)
+        assert processor.plan(integers, 48000).gain == pytest.approx(gain, rel=1e-2)
+    assert processor.plan((noise * 32767).astype(">i2")[::-1], 48000).gain == pytest.approx(gain, rel=1e-3)
+    assert processor.plan(noise * 1e25, 48000).gain == pytest.approx(gain * 1e-25, rel=1e-3)
+
+
+def test_several_songs_are_one_batch(caplog):
+    processor = tiny_processor()
+    noise = np.random.default_rng(0).uniform(-1, 1, 300000)
+    songs = [0.1 * noise, np.stack((noise, -0.5 * noise))[:, :9600]]  # 6.25 s in mono, 0.2 s in stereo
+    inputs, plans = processor(songs, sampling_rate=48000), processor.plan(songs, sampling_rate=48000)
+    assert [plan.num_windows for plan in plans] == [2, 1] and len(inputs.input_features) == 3
+    each = [processor(song, sampling_rate=48000).input_features for song in songs]
+    assert torch.equal(inputs.input_features, torch.cat(each))
+    with pytest.raises(ValueError, match=r"has 1 windows of 192000 samples.*got shape \(3, 4, 192000\)"):
+        processor.stitch(torch.zeros(3, 4, 192000), plans[1])
+    assert processor.plan(noise.tolist()) == processor.plan(noise, sampling_rate=48000)  # numbers are one song
+    assert isinstance(processor(noise, 48000, return_tensors="np").input_features, np.ndarray)
 
 
 @pytest.mark.parametrize(

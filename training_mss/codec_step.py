@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers import HubertModel
 
 from modeling_mss import HCodecConfig, HCodecModel
+from modeling_mss.convert_hcodec import save_feature_extractor
 
 from .codec_losses import filter_mixture, ratio_mask_loss, spectral_losses
 from .configuration import OptimizerConfig, TrainingConfig
@@ -199,8 +200,9 @@ class CodecStage(Stage):
         return scores, samples
 
     def export(self, directory: str | os.PathLike) -> None:
-        """The whole codec, its HuBERT included."""
+        """The whole codec, its HuBERT included, and its feature extractor."""
         self.codec.save_pretrained(directory)
+        save_feature_extractor(self.codec.config, directory)
 
 
 def _new_codec(fields: dict, hubert_path: str | None) -> HCodecModel:

@@ -211,22 +211,16 @@ class GenerationDefaults:
 
     Args:
         do_sample: draw codes instead of taking the most likely ones; temperature, top_k and top_p limit the draws.
-        num_return_sequences: candidates of each window.
     """
 
     do_sample: bool = False
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
-    num_return_sequences: int = 1
 
     def __post_init__(self):
-        limits = (self.temperature, self.top_k, self.top_p)
-        if not self.do_sample and (limits != (None, None, None) or self.num_return_sequences != 1):
-            raise ValueError(
-                f"Greedy decoding has no temperature, top_k, top_p and candidates, got {self}: set do_sample to true."
-            )
-        _require(self.num_return_sequences > 0, "num_return_sequences", "at least 1", self.num_return_sequences)
+        if not self.do_sample and (self.temperature, self.top_k, self.top_p) != (None, None, None):
+            raise ValueError(f"Greedy decoding has no temperature, top_k and top_p, got {self}: set do_sample to true.")
 
 
 @dataclass

@@ -151,13 +151,12 @@ class SeparatorStage(Stage):
     @torch.no_grad()
     def tokenise(self, stems: torch.Tensor) -> torch.Tensor:
         """Waveforms `(B, S, T)` -> codes `(B, S, 2 F, Q)`."""
-        codes = self.tokenizer.encode(stems.flatten(0, 1))
-        interleaved = self.processor.interleave(codes.acoustic_codes, codes.semantic_codes)
-        return interleaved.unflatten(0, stems.shape[:2])
+        return self.tokenizer.encode(stems.flatten(0, 1)).audio_codes.unflatten(0, stems.shape[:2])
 
     def features(self, batch: dict) -> dict[str, torch.Tensor]:
         """What the model hears of the mixture."""
-        return {**self.processor.feature_extractor(batch["mixture"], sampling_rate=self.processor.sampling_rate)}
+        windows = batch["mixture"][:, None]
+        return {**self.processor.feature_extractor(windows, sampling_rate=self.processor.sampling_rate)}
 
     def stem_powers(self, batch: dict) -> torch.Tensor:
         """What masks are trained by, `(B, S, L, M)`.
@@ -212,13 +211,13 @@ class SeparatorStage(Stage):
         references, mixture = batch["stems"], batch["mixture"]
         true_codes = inputs.pop("audio_codes")
         del inputs["known_stems"]
-        generated = self._decode(self.model.generate(**inputs, do_sample=False))
+        generated = self.model.decode_codes(self.model.generate(**inputs, do_sample=False))
         estimates = {
             "mixture": mixture[:, None].expand_as(references),
             "generated": generated,
             "filtered": filter_mixture(generated, mixture),
             "expected": self._filter_by_expectation(inputs, mixture),
-            "true_codes": filter_mixture(self._decode(true_codes), mixture),
+            "true_codes": filter_mixture(self.model.decode_codes(true_codes), mixture),
         }
         scores = {}
         for name, estimate in estimates.items():
@@ -239,16 +238,13 @@ class SeparatorStage(Stage):
         A Wiener filter wants the power that is expected, and a model that has learned little chooses silence too often
         when greedy.
         """
-        rows = {name: value.repeat_interleave(NUM_DRAWS, dim=0) for name, value in inputs.items()}
-        output = self.model.generate(**rows, do_sample=True, top_p=0.9, seed=0, output_latents=True)
+        sampling = {"do_sample": True, "top_p": 0.9, "num_return_sequences": NUM_DRAWS, "seed": 0}
+        output = self.model.generate(**inputs, **sampling, output_latents=True)
         latents = output.acoustic_latents.flatten(0, 1), output.semantic_latents.flatten(0, 1)
         draws = self.model.codec.decode_latents(*latents).audio_values.unflatten(0, (len(mixture), NUM_DRAWS, -1))
         n_fft = fft_size(self.processor.sampling_rate)
         masks = ratio_masks(power(stft(draws, n_fft)).mean(dim=1))
         return istft(masks * stft(mixture, n_fft)[:, None], mixture.shape[-1])
-
-    def _decode(self, codes: torch.Tensor) -> torch.Tensor:
-        return self.processor.batch_decode(codes, self.model.codec)
 
     @property
     def code_frames(self) -> int:
