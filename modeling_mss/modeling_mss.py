@@ -24,7 +24,8 @@ from .configuration_mss import MssConfig
 from .conformer_mss import MssEncoder
 from .generation_mss import MssGenerationMixin
 from .masks_mss import mask_loss, scaled_log_mel
-from .modeling_hcodec import HCodecModel, HubertFeatures
+from .modeling_hcodec import HCodecModel
+from .semantic_hcodec import HubertFeatures
 
 ACOUSTIC, SEMANTIC = 0, 1  # the two paths of the codec, in the order in which they alternate
 
@@ -242,7 +243,8 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
             embeds = embeds + functional.pad(aligned, (0, 0, 0, 1))[:, None]
         if self.config.masked_conditioning:
             told = scaled_log_mel(mixture.masked_log_mel[:, :num_blocks])
-            told = self.mask_adapter(told.unflatten(2, (-1, frames_per_code)).flatten(3))
+            told = told.unflatten(2, (-1, frames_per_code)).flatten(3).flatten(0, 1)  # bitsandbytes takes three axes
+            told = self.mask_adapter(told).unflatten(0, (batch, -1))
             embeds = embeds + functional.pad(told, (0, 0, 0, 1))
         if self.config.track_embeddings:
             embeds = embeds + self.track_embedding.weight[:num_blocks, None]

@@ -13,8 +13,8 @@ from transformers import AutoModel, HubertModel
 
 from modeling_mss import HCodecConfig, HCodecModel
 from modeling_mss.convert_hcodec import convert, convert_upstream_config, convert_upstream_state_dict
-from modeling_mss.modeling_hcodec import HubertFeatures, decimate
 from modeling_mss.quantization_hcodec import HCodecResidualVectorQuantizer, kmeans
+from modeling_mss.semantic_hcodec import HubertFeatures, decimate
 from processing_mss.resampling_mss import resample
 from tests.tiny import tiny_codec, tiny_hubert_config
 

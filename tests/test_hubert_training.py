@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.multiprocessing import start_processes
 from transformers import HubertModel
 
-from modeling_mss.modeling_hcodec import HubertFeatures, decimate
+from modeling_mss.semantic_hcodec import HubertFeatures, decimate
 from tests.tiny import tiny_hubert_config
 from training_mss.configuration import HubertStageConfig, TrainingConfig
 from training_mss.hubert_step import FEATURE_TARGETS, MEL_TARGETS, HubertStage, span_masks
