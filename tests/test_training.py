@@ -219,6 +219,20 @@ def test_fine_tuning_with_other_stems_keeps_what_fits(tmp_path, config, corpus, 
     assert not any("codec" in name for name in _names(checkpoint / "separator.safetensors"))
 
 
+def test_a_separator_stored_in_half_precision_is_trained_in_float32(tmp_path, config):
+    codec, trained = tiny_codec().half(), tiny_model().half()
+    whole = codec.state_dict()
+    trained.codec.load_state_dict({name: whole[name] for name in trained.codec.state_dict()})
+    for name, model in (("codec", codec), ("trained", trained)):
+        model.save_pretrained(tmp_path / name)
+        assert json.loads((tmp_path / name / "config.json").read_text())["dtype"] == "float16"
+    for stems in (["vocals", "drums", "bass", "other"], ["vocals", "other"]):
+        settings = load_config(config, [f"stems={stems}"])
+        stage = SeparatorStage(settings, str(tmp_path / "codec"), init_from=str(tmp_path / "trained"))
+        for model in (stage.model, stage.tokenizer):
+            assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
 def _names(path: Path) -> list[str]:
     from safetensors import safe_open
 

@@ -58,7 +58,8 @@ class SeparatorStage(Stage):
         stage_config: StageConfig | None = None,
     ):
         super().__init__(training_config, stage_config or training_config.separator)
-        self.tokenizer = HCodecModel.from_pretrained(codec_path).eval().requires_grad_(False)
+        # In float32 whatever is stored: updates of half-precision weights would be rounded away.
+        self.tokenizer = HCodecModel.from_pretrained(codec_path, dtype=torch.float32).eval().requires_grad_(False)
         if not self.tokenizer.config.include_semantic_model:
             raise ValueError(
                 f"The codec {codec_path} has no HuBERT inside and cannot encode. Train or convert a whole one."
@@ -117,7 +118,7 @@ class SeparatorStage(Stage):
             others = tuple(f"{name}." for name, _ in model.named_children() if name != ENCODER)
             load_learned_weights(model, weights, others if of_masks(weights) else (FROZEN_CODEC,))
             return model
-        trained = MssForConditionalGeneration.from_pretrained(init_from)
+        trained = MssForConditionalGeneration.from_pretrained(init_from, dtype=torch.float32)
         stems = self.training_config.stems
         if list(trained.config.stems) == stems:
             return trained
