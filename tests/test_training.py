@@ -5,12 +5,14 @@ import os
 import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 import train_accelerate
@@ -322,6 +324,9 @@ def test_wrong_usage_says_what_to_do(tmp_path, config, corpus, codec_dir, capsys
     monkeypatch.setenv("MSS_DEBUG", "1")
     first, *_, last = fails("codec").splitlines()
     assert first.startswith("Traceback") and last.startswith("train_accelerate.py: error: The codec's")
+    configured = types.SimpleNamespace(distributed_type=DistributedType.FSDP)
+    monkeypatch.setattr(train_accelerate, "Accelerator", lambda **options: configured)
+    assert "for FSDP" in (last := fails("codec").splitlines()[-1]) and "eight_gpus.yaml" in last
 
 
 def test_the_learning_rate_is_the_papers():
