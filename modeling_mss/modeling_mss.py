@@ -38,6 +38,8 @@ class MssOutput(ModelOutput):
     `(B, stems, 2 F + 1, Q, V + 1)`: position j scores code j of its track (E at j = 2 F); class V is E, minus infinity
     where E cannot be. codebook_losses and codebook_accuracies `(stems, Q)`, means over positions (label-smoothed
     cross-entropy in nats, before weighting; share of positions whose arg max is the label).
+    end_accuracies `(stems,)`: share of tracks and codebooks whose arg max at the last position is E, which generation
+    forces there.
     mask_loss: scalar. masks `(B, stems, L, num_mel_bins)`, see `MssForConditionalGeneration.masks`.
     """
 
@@ -45,6 +47,7 @@ class MssOutput(ModelOutput):
     logits: torch.FloatTensor | None = None
     codebook_losses: torch.FloatTensor | None = None
     codebook_accuracies: torch.FloatTensor | None = None
+    end_accuracies: torch.FloatTensor | None = None
     mask_loss: torch.FloatTensor | None = None
     masks: torch.FloatTensor | None = None
 
@@ -362,12 +365,14 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
         semantic_losses, semantic_hits = self._score(semantic, audio_codes[:, :, 1::2], counts)
         losses, hits = acoustic_losses + semantic_losses, acoustic_hits + semantic_hits  # (stems, Q), sums
         num_positions = (2 * num_frames + 1) * counts.sum(dim=0)[:, None]  # (stems, 1)
+        ends = (acoustic[:, :, -1].detach().argmax(dim=-1) == self.config.end_code).float().mean(dim=-1)  # (B, stems)
         weights = torch.tensor(self.config.codebook_loss_weights, device=losses.device)
         return MssOutput(
             loss=(weights * losses.sum(dim=0)).sum() / num_positions.sum().clamp(min=1),
             logits=logits,
             codebook_losses=losses.detach() / num_positions.clamp(min=1),
             codebook_accuracies=hits / num_positions.clamp(min=1),
+            end_accuracies=(ends * counts).sum(dim=0) / counts.sum(dim=0).clamp(min=1),
         )
 
     def _join_logits(self, acoustic: torch.Tensor, semantic: torch.Tensor) -> torch.Tensor:

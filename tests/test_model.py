@@ -130,6 +130,8 @@ def test_asking_for_some_stems_generates_no_more_tracks_than_needed(name):
 def test_loss_is_the_weighted_label_smoothed_mean_of_the_paper():
     weights = [8.0, 4.0, 3.0, 2.0]  # ablation A2 is a matter of this list
     model = tiny_model(codebook_loss_weights=weights)
+    with torch.no_grad():
+        model.acoustic_head.weight.view(4, 65, -1)[::2, 64] *= 20  # heads that often say E
     inputs = window(model)
     codes = torch.randint(64, (2, 4, 10, 4))
     output = model(audio_codes=codes, **inputs)
@@ -151,6 +153,12 @@ def test_loss_is_the_weighted_label_smoothed_mean_of_the_paper():
     torch.testing.assert_close(output.loss, (torch.tensor(weights) * expected).sum(), atol=1e-4, rtol=0)
     torch.testing.assert_close(output.codebook_losses.mean(dim=0), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(output.codebook_accuracies, hits / 22)
+    ends = (output.logits[:, :, 10].argmax(dim=-1) == 64).float().mean(dim=-1)  # (B, stems)
+    assert 0 < ends.mean() < 1 and not torch.equal(ends[0], ends[1])
+    torch.testing.assert_close(output.end_accuracies, ends.mean(dim=0))
+    known = torch.tensor([[True, False, True, True], [True, False, False, True]])
+    expected = torch.stack((ends[:, 0].mean(), torch.tensor(0.0), ends[0, 2], ends[:, 3].mean()))  # of known tracks
+    torch.testing.assert_close(model(audio_codes=codes, known_stems=known, **inputs).end_accuracies, expected)
 
 
 def test_sampling_is_repeatable_limited_and_configured_by_the_saved_generation_config(tmp_path):

@@ -183,6 +183,7 @@ def test_every_ablation_trains_through_its_configuration(tmp_path, corpus, base)
     assert train_accelerate.main(arguments("separator", config, corpus, output_dir, *more)) == 0
     losses = [record["train/loss"] for record in read_log(output_dir).values()]
     assert losses[-1] < losses[0] - 0.5
+    assert 0 <= read_log(output_dir, "validation")[6]["validation/ends_by_itself/other"] <= 1
     model = MssForConditionalGeneration.from_pretrained(output_dir / "final")
     expected = {
         "paper_a1.yaml": ("hubert", "sequential", 2.0),

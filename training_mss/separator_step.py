@@ -194,15 +194,18 @@ class SeparatorStage(Stage):
         yield StepLoss(PLAYER, output.loss, metrics)
 
     def validate(self, batch: dict) -> dict[str, torch.Tensor]:
+        """Loss and accuracies, by stem, each the mean over the batch; `ends_by_itself` is the share of codebooks that
+        say E where a track ends."""
         output = self.model(**self.model_inputs(batch), return_logits=False)
         ones = torch.ones(len(batch["mixture"]), device=output.loss.device)
         scores = {"loss": output.loss * ones}
-        for stem, losses, accuracies in zip(
-            self.model.config.stems, output.codebook_losses, output.codebook_accuracies
+        for stem, losses, accuracies, ends in zip(
+            self.model.config.stems, output.codebook_losses, output.codebook_accuracies, output.end_accuracies
         ):
             scores[f"loss_first_layer/{stem}"] = losses[0] * ones
             scores[f"accuracy_first_layer/{stem}"] = accuracies[0] * ones
             scores[f"accuracy/{stem}"] = accuracies.mean() * ones
+            scores[f"ends_by_itself/{stem}"] = ends * ones
         return scores
 
     def demonstrate(self, batch: dict) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
