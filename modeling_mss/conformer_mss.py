@@ -13,6 +13,31 @@ from .configuration_mss import MssEncoderConfig
 from .masks_mss import MssConvStem, MssMaskHead
 from .rotary_mss import rotary_attention
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.SyncBatchNorm)  # the second replaces the first in training on several GPUs
+
+
+class UncountedRepetition:
+    """A context in which the batch norms of a model work as ever, but on copies of their statistics, which are dropped.
+
+    For gradient checkpointing, which computes activations a second time: no batch is to be counted twice. Without any
+    statistics (`track_running_stats`), a norm would keep other tensors for the backward pass than the first time, which
+    torch refuses. A graph may be walked through more than once, and this be entered again.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
+
+    def __enter__(self):
+        self.statistics = [dict(norm.named_buffers()) for norm in self.norms]
+        for norm, statistics in zip(self.norms, self.statistics):
+            for name, value in statistics.items():
+                setattr(norm, name, value.clone())
+
+    def __exit__(self, *error):
+        for norm, statistics in zip(self.norms, self.statistics):
+            for name, value in statistics.items():
+                setattr(norm, name, value)
+
 
 class MssFeedForward(nn.Sequential):
     def __init__(self, config: MssEncoderConfig):
@@ -56,7 +81,7 @@ class MssConvolution(nn.Module):
     def forward(self, hidden_states):
         hidden_states = functional.glu(self.up(self.norm(hidden_states)))
         hidden_states = self.depthwise(hidden_states.transpose(1, 2))
-        if isinstance(self.depthwise_norm, nn.BatchNorm1d):
+        if isinstance(self.depthwise_norm, BATCH_NORMS):
             hidden_states = self.depthwise_norm(hidden_states).transpose(1, 2)
         else:
             hidden_states = self.depthwise_norm(hidden_states.transpose(1, 2))

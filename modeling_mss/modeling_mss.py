@@ -12,6 +12,7 @@ generation (ablation A3) one block in which every position carries all stems (`l
 """
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ from transformers.utils import ModelOutput
 
 from .checkpoint_mss import CheckedWeights
 from .configuration_mss import MssConfig
-from .conformer_mss import MssEncoder
+from .conformer_mss import BATCH_NORMS, MssEncoder, UncountedRepetition
 from .generation_mss import MssGenerationMixin
 from .masks_mss import mask_loss, scaled_log_mel
 from .modeling_hcodec import HCodecModel, HubertFeatures
@@ -115,6 +116,27 @@ class MssPreTrainedModel(CheckedWeights, PreTrainedModel):
             initialization.normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             initialization.kaiming_uniform_(module.weight, a=5**0.5)  # as torch has it
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **options):
+        """As in the base class, but batch norms count no batch twice.
+
+        Raises:
+            ValueError: `use_reentrant=True` in a model with batch norms.
+        """
+        if any(isinstance(module, BATCH_NORMS) for module in self.modules()):
+            given = gradient_checkpointing_kwargs or {}
+            if given.get("use_reentrant"):
+                raise ValueError(
+                    "Gradient checkpointing with use_reentrant=True would count every batch twice in the batch norms "
+                    "of this model: leave it out, or pass use_reentrant=False."
+                )
+            contexts = {"use_reentrant": False, "context_fn": self._checkpoint_contexts}
+            gradient_checkpointing_kwargs = {**contexts, **given}
+        super().gradient_checkpointing_enable(gradient_checkpointing_kwargs, **options)
+
+    def _checkpoint_contexts(self):
+        """Of the forward pass, and of its repetition."""
+        return nullcontext(), UncountedRepetition(self)
 
 
 class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):

@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
-from transformers import GenerationConfig, LlamaConfig
+from transformers import GenerationConfig, LlamaConfig, Trainer, TrainingArguments
 
 from modeling_mss import MssConfig, MssForConditionalGeneration
 from modeling_mss.generation_mss import TokenGrammar
@@ -210,6 +210,35 @@ def test_every_trained_parameter_gets_a_gradient_with_checkpointing(name):
     without = [n for n, value in model.named_parameters() if value.requires_grad and value.grad is None]
     assert without == []
     assert not model.codec.training
+
+
+def test_batch_norms_count_a_batch_once_with_gradient_checkpointing(tmp_path):
+    """Also as transformers' Trainer asks for it."""
+    codes, statistics = torch.randint(64, (2, 4, 10, 4)), []
+    for checkpointing in (False, True):
+        model = tiny_model(conv_norm="batch_norm")
+        crops = [
+            {"input_features": row, "audio_codes": code} for row, code in zip(window(model)["input_features"], codes)
+        ]
+        settings = TrainingArguments(
+            tmp_path,
+            max_steps=1,
+            per_device_train_batch_size=2,
+            gradient_checkpointing=checkpointing,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+        )
+        Trainer(model, settings, train_dataset=crops).train()
+        statistics.append({name: value for name, value in model.named_buffers() if "depthwise_norm" in name})
+    without, repeated = statistics
+    assert len(without) == 6 and all(torch.equal(without[name], repeated[name]) for name in without)
+    counted = [value.item() for name, value in repeated.items() if name.endswith("num_batches_tracked")]
+    assert counted == [1, 1] and not torch.equal(
+        repeated["encoder.layers.0.convolution.depthwise_norm.running_mean"], torch.zeros(32)
+    )
+    with pytest.raises(ValueError, match="use_reentrant=False"):
+        model.gradient_checkpointing_enable({"use_reentrant": True})
 
 
 def test_configurations_as_objects_or_partial_dictionaries_load_again(tmp_path):
