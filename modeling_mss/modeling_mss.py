@@ -12,8 +12,8 @@ generation (ablation A3) one block in which every position carries all stems (`l
 """
 
 import os
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from transformers.utils import ModelOutput
 
 from .checkpoint_mss import CheckedWeights
 from .configuration_mss import MssConfig
-from .conformer_mss import BATCH_NORMS, MssEncoder, UncountedRepetition
+from .conformer_mss import BATCH_NORMS, MssConformerBlock, MssEncoder, checkpoint_counting_once
 from .generation_mss import MssGenerationMixin
 from .masks_mss import mask_loss, scaled_log_mel
 from .modeling_hcodec import HCodecModel, HubertFeatures
@@ -123,20 +123,19 @@ class MssPreTrainedModel(CheckedWeights, PreTrainedModel):
         Raises:
             ValueError: `use_reentrant=True` in a model with batch norms.
         """
-        if any(isinstance(module, BATCH_NORMS) for module in self.modules()):
-            given = gradient_checkpointing_kwargs or {}
-            if given.get("use_reentrant"):
-                raise ValueError(
-                    "Gradient checkpointing with use_reentrant=True would count every batch twice in the batch norms "
-                    "of this model: leave it out, or pass use_reentrant=False."
-                )
-            contexts = {"use_reentrant": False, "context_fn": self._checkpoint_contexts}
-            gradient_checkpointing_kwargs = {**contexts, **given}
-        super().gradient_checkpointing_enable(gradient_checkpointing_kwargs, **options)
-
-    def _checkpoint_contexts(self):
-        """Of the forward pass, and of its repetition."""
-        return nullcontext(), UncountedRepetition(self)
+        if not any(isinstance(module, BATCH_NORMS) for module in self.modules()):
+            return super().gradient_checkpointing_enable(gradient_checkpointing_kwargs, **options)
+        given = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        if given["use_reentrant"]:
+            raise ValueError(
+                "Gradient checkpointing with use_reentrant=True would count every batch twice in the batch norms of "
+                "this model: leave it out, or pass use_reentrant=False."
+            )
+        super().gradient_checkpointing_enable(given, **options)
+        for block in self.modules():
+            if isinstance(block, MssConformerBlock):
+                checkpoint = block._gradient_checkpointing_func
+                block._gradient_checkpointing_func = partial(checkpoint_counting_once, checkpoint, block)
 
 
 class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
