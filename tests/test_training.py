@@ -20,7 +20,7 @@ from modeling_mss import HCodecConfig, HCodecModel, MssConfig, MssForConditional
 from tests.tiny import small_corpus, tiny_codec, tiny_model, tiny_processor, tiny_training_config
 from training_mss import half_precision
 from training_mss.configuration import load_config
-from training_mss.optimization import learning_rate_factor
+from training_mss.optimization import WeightAverage, learning_rate_factor, synchronised
 from training_mss.separator_step import SeparatorStage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -328,6 +328,48 @@ def test_wrong_usage_says_what_to_do(tmp_path, config, corpus, codec_dir, capsys
     configured = types.SimpleNamespace(distributed_type=DistributedType.FSDP)
     monkeypatch.setattr(train_accelerate, "Accelerator", lambda **options: configured)
     assert "for FSDP" in (last := fails("codec").splitlines()[-1]) and "eight_gpus.yaml" in last
+
+
+def test_batch_norms_share_their_statistics_among_gpus_and_are_refused_on_several_cpus():
+    model, features = tiny_model(conv_norm="batch_norm"), torch.randn(2, 20, 120)
+    names, expected = list(model.state_dict()), model.train().encoder(features)[0]
+    for processes, kind in ((1, torch.nn.BatchNorm1d), (2, torch.nn.SyncBatchNorm)):
+        model = synchronised(model, processes, torch.device("cuda"))
+        assert type(model.encoder.layers[0].convolution.depthwise_norm) is kind
+    assert list(model.state_dict()) == names and torch.equal(model.encoder(features)[0], expected)
+    with pytest.raises(ValueError, match=r"2 processes on CPUs .* conv_norm: layer_norm"):
+        synchronised(model, 2, torch.device("cpu"))
+    model.encoder.requires_grad_(False)  # uses the statistics that it has, like every process
+    assert synchronised(model, 2, torch.device("cpu")) is model
+
+
+def test_the_moving_average_is_also_of_the_statistics_of_batch_norms():
+    module = torch.nn.Sequential(torch.nn.BatchNorm1d(1))
+    average, mean = WeightAverage(module, 0.9), module[0].running_mean
+    for value in (1.0, 2.0):
+        mean.fill_(value)
+        average.update(module)
+    with average.in_place_of(module):
+        assert mean.item() == pytest.approx(2 / 11 * 0.9 + 9 / 11 * 2.0)  # after the first update, 0.9
+    assert mean.item() == 2.0
+    earlier = {"num_updates": 7, "weights": dict(module.named_parameters())}
+    WeightAverage(torch.nn.Sequential(torch.nn.LayerNorm(1)), 0.9).load_state_dict(earlier)
+    with pytest.raises(ValueError, match=r"no moving average of .*running_mean"):
+        average.load_state_dict(earlier)
+
+
+def test_a_model_with_batch_norms_trains_with_checkpointing_and_an_average(tmp_path, config, corpus, codec_dir):
+    settings = ["separator.model.encoder_config.conv_norm=batch_norm", "separator.gradient_checkpointing=true"]
+    settings += ["separator.ema_decay=0.9", "separator.generated_crops=0"]
+    more = ["--codec", codec_dir, "--max_steps", "2", "--set", *settings]
+    assert train_accelerate.main(arguments("separator", config, corpus, tmp_path / "run", *more)) == 0
+    last = load_file(tmp_path / "run" / "checkpoints" / "step-00000002" / "separator.safetensors")
+    exported = MssForConditionalGeneration.from_pretrained(tmp_path / "run" / "final").state_dict()
+    norm = "encoder.layers.1.convolution.depthwise_norm"
+    assert exported[f"{norm}.num_batches_tracked"] == last[f"{norm}.num_batches_tracked"] == 2
+    for kind in ("weight", "running_mean", "running_var"):
+        assert exported[f"{norm}.{kind}"].isfinite().all()
+        assert not torch.equal(exported[f"{norm}.{kind}"], last[f"{norm}.{kind}"]), kind  # an average
 
 
 def test_the_learning_rate_is_the_papers():

@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list, send_to_device
 from tqdm.auto import tqdm
 
 from .inputs import TrainingCrops, Validation, seed_of
-from .optimization import WeightAverage, build_optimizer, learning_rate_factor, trainable
+from .optimization import WeightAverage, build_optimizer, learning_rate_factor, synchronised, trainable
 from .reporting import RunLog
 from .run_state import (
     RunState,
@@ -91,6 +91,7 @@ class Training:
         self.optimizers, self.schedulers = {}, {}
         for name, player in stage.players.items():
             config = stage.optimizer_config(name)
+            player = synchronised(player, accelerator.num_processes, accelerator.device)
             optimizer = build_optimizer(player, config)
             scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(config))
             prepared = accelerator.prepare(player, optimizer, scheduler)
