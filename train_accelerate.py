@@ -32,7 +32,7 @@ STARTED = time.monotonic()  # the imports below take seconds of --max_train_minu
 # ruff: noqa: E402
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 
 import torchaudio_guard_mss  # noqa: F401
 from commands_mss.errors import fail
@@ -51,6 +51,8 @@ from training_mss.separator_step import SeparatorStage
 from training_mss.stage import Stage
 
 SAMPLING_RATE = 48000
+# Every process must hold all weights: the main one alone writes checkpoints and exports.
+SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -132,6 +134,12 @@ def train(options: argparse.Namespace, started: float) -> int:
         step_scheduler_with_optimizer=False,  # one step of the schedule per update, on any number of processes
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    if accelerator.distributed_type in SHARDING:
+        raise ValueError(
+            f"Accelerate is configured for {accelerator.distributed_type.value}, which divides a model among GPUs, and "
+            "this training does not: the paper's model with its optimiser takes about 21 GB, so use plain data "
+            "parallel, as in configs/accelerate/eight_gpus.yaml."
+        )
     # The codec has LSTMs, which CPUs do not have in bf16; of the other stages only masks and separator were tried.
     if (
         accelerator.device.type == "cpu"

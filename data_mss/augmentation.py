@@ -21,6 +21,10 @@ from .lossy_mixture import LOW_PASS_RANGE, STEP_RANGE, make_lossy
 from .mix_bus import DRIVE_RANGE, RATIO_RANGE, RELEASE_RANGE, THRESHOLD_RANGE, bus_gain
 from .reverberation import PREDELAY_RANGE, reverberate
 
+# Levels of mixtures. A separator hears a song at an RMS of 0.1 (`input_rms` of the processor), and each of its windows
+# as loud as the song has it there: an intro or a fade-out may be 30 dB below the song. The floor is such a window's.
+RMS_RANGE = (0.003, 0.3)
+
 
 @dataclass
 class AugmentationDraw:
@@ -289,17 +293,17 @@ def stays(audible: torch.Tensor, silenced: torch.Tensor) -> torch.Tensor:
 
 
 def random_level(
-    stems: torch.Tensor, generator: torch.Generator | None = None, rms_range: tuple[float, float] = (0.03, 0.3)
+    stems: torch.Tensor, generator: torch.Generator | None = None, rms_range: tuple[float, float] = RMS_RANGE
 ) -> torch.Tensor:
     """Scale each crop `(B, S, T)`, all stems alike, so that its mixture's RMS is log-uniform in `rms_range`.
 
-    The input-gain rule of training (DESIGN, section 1). `generator` is on the CPU.
+    The input-gain rule of training (docs/method.md), see `RMS_RANGE`. `generator` is on the CPU.
     """
     return set_level(stems, draw_levels(len(stems), generator, rms_range))
 
 
 def draw_levels(
-    batch_size: int, generator: torch.Generator | None = None, rms_range: tuple[float, float] = (0.03, 0.3)
+    batch_size: int, generator: torch.Generator | None = None, rms_range: tuple[float, float] = RMS_RANGE
 ) -> torch.Tensor:
     """RMS values, log-uniform in `rms_range`: `(B,)` on the CPU, where `generator` is too."""
     low, high = (math.log(value) for value in rms_range)

@@ -23,8 +23,9 @@ class MssEncoderConfig(PreTrainedConfig):
     Args:
         num_mel_bins (`int`): log-mel bands of a frame.
         conv_kernel_size (`int`): kernel of the depthwise convolution, odd.
-        conv_norm (`str`): norm inside the convolution module, `"batch_norm"` (as in the Conformer paper) or
-            `"layer_norm"` (statistics of one frame: the same in training and inference, whatever the batch).
+        conv_norm (`str`): norm inside the convolution module, `"layer_norm"` (statistics of one frame: the same in
+            training and inference, whatever the batch and however many processes) or `"batch_norm"` (as in the
+            Conformer paper; its statistics depend on both).
         dropout (`float`): after every module and inside the feed-forward modules.
         conv_channels (`list[int]`, *optional*): widths of a convolutional stem on the time x mel plane before the
             Conformer (off in the paper): one residual block a width, the bands halved from one to the next. Multiples
@@ -40,7 +41,7 @@ class MssEncoderConfig(PreTrainedConfig):
     num_attention_heads: int = 12
     intermediate_size: int = 3072
     conv_kernel_size: int = 31
-    conv_norm: str = "batch_norm"
+    conv_norm: str = "layer_norm"
     dropout: float = 0.1
     conv_channels: list[int] | tuple | None = None
     num_masks: int = 0

@@ -4,6 +4,9 @@ Gulati et al. 2020 (arXiv 2005.08100) with rotary positions on all heads and no 
 Conformer with these three properties; the pieces below are torch's.
 """
 
+from collections.abc import Callable
+from contextlib import nullcontext
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -12,6 +15,38 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .configuration_mss import MssEncoderConfig
 from .masks_mss import MssConvStem, MssMaskHead
 from .rotary_mss import rotary_attention
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.SyncBatchNorm)  # the second replaces the first in training on several GPUs
+
+
+class UncountedRepetition:
+    """A context in which the batch norms of a module work as ever, but on copies of their statistics.
+
+    For gradient checkpointing, which computes activations a second time: no batch is to be counted twice. Without any
+    statistics (`track_running_stats`), a norm would keep other tensors for the backward pass than the first time, which
+    torch refuses. A graph may be walked through more than once, and this be entered again.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.norms = [part for part in module.modules() if isinstance(part, BATCH_NORMS)]
+
+    def __enter__(self):
+        self.statistics = [dict(norm.named_buffers()) for norm in self.norms]
+        for norm, statistics in zip(self.norms, self.statistics):
+            for name, value in statistics.items():
+                setattr(norm, name, value.clone())
+
+    def __exit__(self, *error):
+        for norm, statistics in zip(self.norms, self.statistics):
+            for name, value in statistics.items():
+                setattr(norm, name, value)
+
+
+def checkpoint_counting_once(checkpoint: Callable, block: nn.Module, function: Callable, *arguments):
+    """`checkpoint(function, *arguments)`, where `function` is the forward pass of a block with batch norms."""
+    if torch.compiler.is_compiling():  # a compiled graph has the update of the statistics once, and takes no contexts
+        return checkpoint(function, *arguments)
+    return checkpoint(function, *arguments, context_fn=lambda: (nullcontext(), UncountedRepetition(block)))
 
 
 class MssFeedForward(nn.Sequential):
@@ -56,7 +91,7 @@ class MssConvolution(nn.Module):
     def forward(self, hidden_states):
         hidden_states = functional.glu(self.up(self.norm(hidden_states)))
         hidden_states = self.depthwise(hidden_states.transpose(1, 2))
-        if isinstance(self.depthwise_norm, nn.BatchNorm1d):
+        if isinstance(self.depthwise_norm, BATCH_NORMS):
             hidden_states = self.depthwise_norm(hidden_states).transpose(1, 2)
         else:
             hidden_states = self.depthwise_norm(hidden_states.transpose(1, 2))

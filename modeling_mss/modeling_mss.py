@@ -12,6 +12,7 @@ generation (ablation A3) one block in which every position carries all stems (`l
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ from transformers.utils import ModelOutput
 
 from .checkpoint_mss import CheckedWeights
 from .configuration_mss import MssConfig
-from .conformer_mss import MssEncoder
+from .conformer_mss import BATCH_NORMS, MssConformerBlock, MssEncoder, checkpoint_counting_once
 from .generation_mss import MssGenerationMixin
 from .masks_mss import mask_loss, scaled_log_mel
 from .modeling_hcodec import HCodecModel
@@ -38,6 +39,8 @@ class MssOutput(ModelOutput):
     `(B, stems, 2 F + 1, Q, V + 1)`: position j scores code j of its track (E at j = 2 F); class V is E, minus infinity
     where E cannot be. codebook_losses and codebook_accuracies `(stems, Q)`, means over positions (label-smoothed
     cross-entropy in nats, before weighting; share of positions whose arg max is the label).
+    end_accuracies `(stems,)`: share of tracks and codebooks whose arg max at the last position is E, which generation
+    forces there.
     mask_loss: scalar. masks `(B, stems, L, num_mel_bins)`, see `MssForConditionalGeneration.masks`.
     """
 
@@ -45,6 +48,7 @@ class MssOutput(ModelOutput):
     logits: torch.FloatTensor | None = None
     codebook_losses: torch.FloatTensor | None = None
     codebook_accuracies: torch.FloatTensor | None = None
+    end_accuracies: torch.FloatTensor | None = None
     mask_loss: torch.FloatTensor | None = None
     masks: torch.FloatTensor | None = None
 
@@ -113,6 +117,26 @@ class MssPreTrainedModel(CheckedWeights, PreTrainedModel):
             initialization.normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             initialization.kaiming_uniform_(module.weight, a=5**0.5)  # as torch has it
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **options):
+        """As in the base class, but batch norms count no batch twice.
+
+        Raises:
+            ValueError: `use_reentrant=True` in a model with batch norms.
+        """
+        if not any(isinstance(module, BATCH_NORMS) for module in self.modules()):
+            return super().gradient_checkpointing_enable(gradient_checkpointing_kwargs, **options)
+        given = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        if given["use_reentrant"]:
+            raise ValueError(
+                "Gradient checkpointing with use_reentrant=True would count every batch twice in the batch norms of "
+                "this model: leave it out, or pass use_reentrant=False."
+            )
+        super().gradient_checkpointing_enable(given, **options)
+        for block in self.modules():
+            if isinstance(block, MssConformerBlock):
+                checkpoint = block._gradient_checkpointing_func
+                block._gradient_checkpointing_func = partial(checkpoint_counting_once, checkpoint, block)
 
 
 class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
@@ -387,12 +411,14 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
         semantic_losses, semantic_hits = self._score(semantic, audio_codes[:, :, 1::2], counts)
         losses, hits = acoustic_losses + semantic_losses, acoustic_hits + semantic_hits  # (stems, Q), sums
         num_positions = (2 * num_frames + 1) * counts.sum(dim=0)[:, None]  # (stems, 1)
+        ends = (acoustic[:, :, -1].detach().argmax(dim=-1) == self.config.end_code).float().mean(dim=-1)  # (B, stems)
         weights = torch.tensor(self.config.codebook_loss_weights, device=losses.device)
         return MssOutput(
             loss=(weights * losses.sum(dim=0)).sum() / num_positions.sum().clamp(min=1),
             logits=logits,
             codebook_losses=losses.detach() / num_positions.clamp(min=1),
             codebook_accuracies=hits / num_positions.clamp(min=1),
+            end_accuracies=(ends * counts).sum(dim=0) / counts.sum(dim=0).clamp(min=1),
         )
 
     def _join_logits(self, acoustic: torch.Tensor, semantic: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Changes of crops beyond the paper's: levels, silence, reverberation, the sum's dynamics, lossy mixtures."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +11,14 @@ from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_mss.augmentation import AugmentationDraw, StemAugmentation
+from data_mss.augmentation import RMS_RANGE, AugmentationDraw, StemAugmentation, draw_levels
 from data_mss.equaliser import equalise
 from data_mss.lossy_mixture import make_lossy
 from data_mss.manifest import ManifestWriter, Song
 from data_mss.mix_bus import bus_gain, compression_gain
 from data_mss.reverberation import TAIL_S, reverberate
-from training_mss.configuration import CropConfig
+from tests.tiny import tiny_processor
+from training_mss.configuration import CropConfig, load_config
 from training_mss.inputs import TrainingCrops
 
 STEMS = ["vocals", "drums", "bass", "other"]
@@ -221,6 +223,15 @@ def test_a_lossy_mixture_is_aligned_duller_and_full_of_holes():
         noise = (torch.fft.rfft(lossy) - torch.fft.rfft(mixture))[:, band].abs().square().sum(dim=1)
         ratio = 10 * (torch.fft.rfft(mixture)[:, band].abs().square().sum(dim=1) / noise).log10()
         assert ratio[0] > least[0] and ratio[1] > least[1] and ratio[1] > ratio[0] + 3
+
+
+def test_levels_reach_windows_30_db_below_a_song_and_are_log_uniform():
+    loudness = tiny_processor().input_rms
+    levels_db = 20 * (draw_levels(4000, generator(0)) / loudness).log10()
+    assert levels_db.min() < -30 and levels_db.max() > 9
+    assert (levels_db < -10.5).float().mean() == pytest.approx(0.5, abs=0.03)  # half of them below the middle
+    paper = load_config(Path(__file__).resolve().parents[1] / "configs" / "paper.yaml")
+    assert paper.separator.crops.rms_range == CropConfig().rms_range == RMS_RANGE
 
 
 def test_impossible_values_and_what_a_bank_cannot_do_are_refused():

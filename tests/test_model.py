@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
-from transformers import GenerationConfig, LlamaConfig
+from transformers import GenerationConfig, LlamaConfig, Trainer, TrainingArguments
 
 from modeling_mss import MssConfig, MssForConditionalGeneration
 from modeling_mss.generation_mss import TokenGrammar
@@ -72,11 +72,17 @@ def test_defaults_are_the_papers():
 
 
 def test_the_papers_configuration_is_what_it_was_before_there_were_masks():
-    """Names and shapes of all weights, codes and loss, as this very function printed them at revision 972257b."""
-    with torch.device("meta"):
-        paper = MssForConditionalGeneration(MssConfig())
-    names = sorted((name, tuple(value.shape)) for name, value in paper.state_dict().items())
-    assert hashlib.sha256(repr(names).encode()).hexdigest()[:16] == "bae0131a84807f14"
+    """Names and shapes of all weights, codes and loss, as this very function printed them at revision 972257b.
+
+    The default norm of the Conformer's convolutions is `layer_norm` since: the same without the statistics of
+    `batch_norm`, with which names and shapes are those of that revision.
+    """
+    for conv_norm, digest in (("batch_norm", "bae0131a84807f14"), (None, "fdd7be3905df86a2")):
+        encoder_config = {"conv_norm": conv_norm} if conv_norm else None
+        with torch.device("meta"):
+            paper = MssForConditionalGeneration(MssConfig(encoder_config=encoder_config))
+        names = sorted((name, tuple(value.shape)) for name, value in paper.state_dict().items())
+        assert hashlib.sha256(repr(names).encode()).hexdigest()[:16] == digest
     model = tiny_model()
     for weight in model.parameters():
         if weight.requires_grad and weight.dim() > 1:
@@ -130,6 +136,8 @@ def test_asking_for_some_stems_generates_no_more_tracks_than_needed(name):
 def test_loss_is_the_weighted_label_smoothed_mean_of_the_paper():
     weights = [8.0, 4.0, 3.0, 2.0]  # ablation A2 is a matter of this list
     model = tiny_model(codebook_loss_weights=weights)
+    with torch.no_grad():
+        model.acoustic_head.weight.view(4, 65, -1)[::2, 64] *= 20  # heads that often say E
     inputs = window(model)
     codes = torch.randint(64, (2, 4, 10, 4))
     output = model(audio_codes=codes, **inputs)
@@ -151,6 +159,12 @@ def test_loss_is_the_weighted_label_smoothed_mean_of_the_paper():
     torch.testing.assert_close(output.loss, (torch.tensor(weights) * expected).sum(), atol=1e-4, rtol=0)
     torch.testing.assert_close(output.codebook_losses.mean(dim=0), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(output.codebook_accuracies, hits / 22)
+    ends = (output.logits[:, :, 10].argmax(dim=-1) == 64).float().mean(dim=-1)  # (B, stems)
+    assert 0 < ends.mean() < 1 and not torch.equal(ends[0], ends[1])
+    torch.testing.assert_close(output.end_accuracies, ends.mean(dim=0))
+    known = torch.tensor([[True, False, True, True], [True, False, False, True]])
+    expected = torch.stack((ends[:, 0].mean(), torch.tensor(0.0), ends[0, 2], ends[:, 3].mean()))  # of known tracks
+    torch.testing.assert_close(model(audio_codes=codes, known_stems=known, **inputs).end_accuracies, expected)
 
 
 def test_sampling_is_repeatable_limited_and_configured_by_the_saved_generation_config(tmp_path):
@@ -202,6 +216,35 @@ def test_every_trained_parameter_gets_a_gradient_with_checkpointing(name):
     without = [n for n, value in model.named_parameters() if value.requires_grad and value.grad is None]
     assert without == []
     assert not model.codec.training
+
+
+def test_batch_norms_count_a_batch_once_with_gradient_checkpointing(tmp_path):
+    """Also as transformers' Trainer asks for it."""
+    codes, statistics = torch.randint(64, (2, 4, 10, 4)), []
+    for checkpointing in (False, True):
+        model = tiny_model(conv_norm="batch_norm")
+        crops = [
+            {"input_features": row, "audio_codes": code} for row, code in zip(window(model)["input_features"], codes)
+        ]
+        settings = TrainingArguments(
+            tmp_path,
+            max_steps=1,
+            per_device_train_batch_size=2,
+            gradient_checkpointing=checkpointing,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+        )
+        Trainer(model, settings, train_dataset=crops).train()
+        statistics.append({name: value for name, value in model.named_buffers() if "depthwise_norm" in name})
+    without, repeated = statistics
+    assert len(without) == 6 and all(torch.equal(without[name], repeated[name]) for name in without)
+    counted = [value.item() for name, value in repeated.items() if name.endswith("num_batches_tracked")]
+    assert counted == [1, 1] and not torch.equal(
+        repeated["encoder.layers.0.convolution.depthwise_norm.running_mean"], torch.zeros(32)
+    )
+    with pytest.raises(ValueError, match="use_reentrant=False"):
+        model.gradient_checkpointing_enable({"use_reentrant": True})
 
 
 def test_configurations_as_objects_or_partial_dictionaries_load_again(tmp_path):

@@ -5,12 +5,14 @@ import os
 import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 import train_accelerate
@@ -18,7 +20,7 @@ from modeling_mss import HCodecConfig, HCodecModel, MssConfig, MssForConditional
 from tests.tiny import small_corpus, tiny_codec, tiny_model, tiny_processor, tiny_training_config
 from training_mss import half_precision
 from training_mss.configuration import load_config
-from training_mss.optimization import learning_rate_factor
+from training_mss.optimization import WeightAverage, learning_rate_factor, synchronised
 from training_mss.separator_step import SeparatorStage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -181,6 +183,7 @@ def test_every_ablation_trains_through_its_configuration(tmp_path, corpus, base)
     assert train_accelerate.main(arguments("separator", config, corpus, output_dir, *more)) == 0
     losses = [record["train/loss"] for record in read_log(output_dir).values()]
     assert losses[-1] < losses[0] - 0.5
+    assert 0 <= read_log(output_dir, "validation")[6]["validation/ends_by_itself/other"] <= 1
     model = MssForConditionalGeneration.from_pretrained(output_dir / "final")
     expected = {
         "paper_a1.yaml": ("hubert", "sequential", 2.0),
@@ -217,6 +220,20 @@ def test_fine_tuning_with_other_stems_keeps_what_fits(tmp_path, config, corpus, 
     # and a checkpoint of a run, which lacks the codec, is a start as well
     checkpoint = next((tmp_path / "run" / "checkpoints").glob("step-*"))
     assert not any("codec" in name for name in _names(checkpoint / "separator.safetensors"))
+
+
+def test_a_separator_stored_in_half_precision_is_trained_in_float32(tmp_path, config):
+    codec, trained = tiny_codec().half(), tiny_model().half()
+    whole = codec.state_dict()
+    trained.codec.load_state_dict({name: whole[name] for name in trained.codec.state_dict()})
+    for name, model in (("codec", codec), ("trained", trained)):
+        model.save_pretrained(tmp_path / name)
+        assert json.loads((tmp_path / name / "config.json").read_text())["dtype"] == "float16"
+    for stems in (["vocals", "drums", "bass", "other"], ["vocals", "other"]):
+        settings = load_config(config, [f"stems={stems}"])
+        stage = SeparatorStage(settings, str(tmp_path / "codec"), init_from=str(tmp_path / "trained"))
+        for model in (stage.model, stage.tokenizer):
+            assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
 
 def _names(path: Path) -> list[str]:
@@ -308,6 +325,51 @@ def test_wrong_usage_says_what_to_do(tmp_path, config, corpus, codec_dir, capsys
     monkeypatch.setenv("MSS_DEBUG", "1")
     first, *_, last = fails("codec").splitlines()
     assert first.startswith("Traceback") and last.startswith("train_accelerate.py: error: The codec's")
+    configured = types.SimpleNamespace(distributed_type=DistributedType.FSDP)
+    monkeypatch.setattr(train_accelerate, "Accelerator", lambda **options: configured)
+    assert "for FSDP" in (last := fails("codec").splitlines()[-1]) and "eight_gpus.yaml" in last
+
+
+def test_batch_norms_share_their_statistics_among_gpus_and_are_refused_on_several_cpus():
+    model, features = tiny_model(conv_norm="batch_norm"), torch.randn(2, 20, 120)
+    names, expected = list(model.state_dict()), model.train().encoder(features)[0]
+    for processes, kind in ((1, torch.nn.BatchNorm1d), (2, torch.nn.SyncBatchNorm)):
+        model = synchronised(model, processes, torch.device("cuda"))
+        assert type(model.encoder.layers[0].convolution.depthwise_norm) is kind
+    assert list(model.state_dict()) == names and torch.equal(model.encoder(features)[0], expected)
+    with pytest.raises(ValueError, match=r"2 processes on CPUs .* conv_norm: layer_norm"):
+        synchronised(model, 2, torch.device("cpu"))
+    model.encoder.requires_grad_(False)  # uses the statistics that it has, like every process
+    assert synchronised(model, 2, torch.device("cpu")) is model
+
+
+def test_the_moving_average_is_also_of_the_statistics_of_batch_norms():
+    module = torch.nn.Sequential(torch.nn.BatchNorm1d(1))
+    average, mean = WeightAverage(module, 0.9), module[0].running_mean
+    for value in (1.0, 2.0):
+        mean.fill_(value)
+        average.update(module)
+    with average.in_place_of(module):
+        assert mean.item() == pytest.approx(2 / 11 * 0.9 + 9 / 11 * 2.0)  # after the first update, 0.9
+    assert mean.item() == 2.0
+    earlier = {"num_updates": 7, "weights": dict(module.named_parameters())}
+    WeightAverage(torch.nn.Sequential(torch.nn.LayerNorm(1)), 0.9).load_state_dict(earlier)
+    with pytest.raises(ValueError, match=r"no moving average of .*running_mean"):
+        average.load_state_dict(earlier)
+
+
+def test_a_model_with_batch_norms_trains_with_checkpointing_and_an_average(tmp_path, config, corpus, codec_dir):
+    settings = ["separator.model.encoder_config.conv_norm=batch_norm", "separator.gradient_checkpointing=true"]
+    settings += ["separator.ema_decay=0.9", "separator.generated_crops=0"]
+    more = ["--codec", codec_dir, "--max_steps", "2", "--set", *settings]
+    assert train_accelerate.main(arguments("separator", config, corpus, tmp_path / "run", *more)) == 0
+    last = load_file(tmp_path / "run" / "checkpoints" / "step-00000002" / "separator.safetensors")
+    exported = MssForConditionalGeneration.from_pretrained(tmp_path / "run" / "final").state_dict()
+    norm = "encoder.layers.1.convolution.depthwise_norm"
+    assert exported[f"{norm}.num_batches_tracked"] == last[f"{norm}.num_batches_tracked"] == 2
+    for kind in ("weight", "running_mean", "running_var"):
+        assert exported[f"{norm}.{kind}"].isfinite().all()
+        assert not torch.equal(exported[f"{norm}.{kind}"], last[f"{norm}.{kind}"]), kind  # an average
 
 
 def test_the_learning_rate_is_the_papers():

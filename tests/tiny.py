@@ -62,7 +62,7 @@ def masked_options(conv_channels: list[int] | None = (8, 12)) -> dict:
     }
 
 
-def tiny_config(conv_channels: list[int] | None = None, **options) -> MssConfig:
+def tiny_config(conv_channels: list[int] | None = None, conv_norm: str = "layer_norm", **options) -> MssConfig:
     """A separator over the tiny codec; `options` are fields of `MssConfig`."""
     if options.get("conditional_encoder") == "hubert":
         encoder_config = tiny_hubert_config()
@@ -73,7 +73,7 @@ def tiny_config(conv_channels: list[int] | None = None, **options) -> MssConfig:
             "num_attention_heads": 2,
             "intermediate_size": 64,
             "conv_kernel_size": 7,
-            "conv_norm": "layer_norm",
+            "conv_norm": conv_norm,
             "dropout": 0.0,
             "conv_channels": conv_channels,
         }

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from data_mss.augmentation import AugmentationConfig
+from data_mss.augmentation import RMS_RANGE, AugmentationConfig
 
 
 @dataclass
@@ -34,7 +34,8 @@ class CropConfig(AugmentationConfig):
             kept, remixed freely and replaced slowly).
         remix_probability: share of crops whose stems come from different songs.
         audible_probability, max_semitones, source_weights, min_confidence: see `StemDataset`.
-        rms_range: level of the mixture, log-uniform; stems are scaled along.
+        rms_range: level of the mixture, log-uniform; stems are scaled along. Windows of a song that is heard at one
+            level lie in it, quiet ones too: see `RMS_RANGE`.
         bank_size: entries of the bank. bank_refresh: entries replaced in a step.
     """
 
@@ -46,7 +47,7 @@ class CropConfig(AugmentationConfig):
     max_semitones: float = 0.0
     source_weights: dict[str, float] | None = None
     min_confidence: float | None = None
-    rms_range: tuple[float, float] = (0.03, 0.3)
+    rms_range: tuple[float, float] = RMS_RANGE
     bank_size: int = 4096
     bank_refresh: int = 8
 

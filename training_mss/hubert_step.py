@@ -32,7 +32,7 @@ PADDING = 160  # zeros on both sides make T / 320 frames, as in `HubertFeatures`
 MEL_FFT, MEL_BANDS = 1024, 40
 # About 65 dB below white noise of the clip's level: silence inside a clip must not outweigh everything in the k-means.
 MEL_FLOOR = math.log(1e-2)
-SILENCE = 1e-4  # RMS of clips that teach nothing, -80 dBFS; mixtures have 0.03 to 0.3
+SILENCE = 1e-4  # RMS of clips that teach nothing, -80 dBFS; mixtures have 0.003 to 0.3
 KMEANS_ITERATIONS = 30
 NO_TARGETS, MEL_TARGETS, FEATURE_TARGETS = range(3)
 

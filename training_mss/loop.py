@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import DistributedType, broadcast_object_list, send_to_device
+from accelerate.utils import broadcast_object_list, send_to_device
 from tqdm.auto import tqdm
 
 from .inputs import TrainingCrops, Validation, seed_of
-from .optimization import WeightAverage, build_optimizer, learning_rate_factor, trainable
+from .optimization import WeightAverage, build_optimizer, learning_rate_factor, synchronised, trainable
 from .reporting import RunLog
 from .run_state import (
     RunState,
@@ -91,6 +91,7 @@ class Training:
         self.optimizers, self.schedulers = {}, {}
         for name, player in stage.players.items():
             config = stage.optimizer_config(name)
+            player = synchronised(player, accelerator.num_processes, accelerator.device)
             optimizer = build_optimizer(player, config)
             scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(config))
             prepared = accelerator.prepare(player, optimizer, scheduler)
@@ -99,8 +100,7 @@ class Training:
         self.plain = {name: unwrapped(player) for name, player in stage.players.items()}
         self.averages = {name: WeightAverage(player, decay) for name, player in self.plain.items() if decay}
         accelerator.register_for_checkpointing(self.state, *self.averages.values())
-        if accelerator.distributed_type != DistributedType.FSDP:
-            keep_frozen_weights_out(accelerator, stage.players, stage.frozen)
+        keep_frozen_weights_out(accelerator, stage.players, stage.frozen)
         self.stop_signal = False
         self.interrupted = False  # a signal to any process ended the run before its last step
         self.closing_seconds = 0.0  # what the last checkpoint and validation took

@@ -237,10 +237,7 @@ def save_checkpoint(accelerator: Accelerator, output_dir: str | os.PathLike, ste
 
 
 def keep_frozen_weights_out(accelerator: Accelerator, players: dict[str, nn.Module], frozen: tuple[str, ...]) -> None:
-    """Let checkpoints hold `NAME.safetensors` per player, without the weights whose names start with `frozen`.
-
-    Sharded models (FSDP) are left to Accelerate, which knows how to gather them.
-    """
+    """Let checkpoints hold `NAME.safetensors` per player, without the weights whose names start with `frozen`."""
 
     def save(models, weights, folder):
         if accelerator.is_main_process:
@@ -274,7 +271,7 @@ def learned_weights(module: nn.Module, frozen: tuple[str, ...]) -> dict:
 
 
 def load_learned_weights(module: nn.Module, path: Path, frozen: tuple[str, ...]) -> None:
-    """Load `NAME.safetensors` of a checkpoint; what is frozen stays as it is.
+    """Load `NAME.safetensors` of a checkpoint; what is frozen stays as it is, and so do the types of the weights.
 
     Raises:
         ValueError: the file is not there, damaged, or belongs to another model.

@@ -58,7 +58,8 @@ class SeparatorStage(Stage):
         stage_config: StageConfig | None = None,
     ):
         super().__init__(training_config, stage_config or training_config.separator)
-        self.tokenizer = HCodecModel.from_pretrained(codec_path).eval().requires_grad_(False)
+        # In float32 whatever is stored: updates of half-precision weights would be rounded away.
+        self.tokenizer = HCodecModel.from_pretrained(codec_path, dtype=torch.float32).eval().requires_grad_(False)
         if not self.tokenizer.config.include_semantic_model:
             raise ValueError(
                 f"The codec {codec_path} has no HuBERT inside and cannot encode. Train or convert a whole one."
@@ -117,7 +118,7 @@ class SeparatorStage(Stage):
             others = tuple(f"{name}." for name, _ in model.named_children() if name != ENCODER)
             load_learned_weights(model, weights, others if of_masks(weights) else (FROZEN_CODEC,))
             return model
-        trained = MssForConditionalGeneration.from_pretrained(init_from)
+        trained = MssForConditionalGeneration.from_pretrained(init_from, dtype=torch.float32)
         stems = self.training_config.stems
         if list(trained.config.stems) == stems:
             return trained
@@ -192,15 +193,18 @@ class SeparatorStage(Stage):
         yield StepLoss(PLAYER, output.loss, metrics)
 
     def validate(self, batch: dict) -> dict[str, torch.Tensor]:
+        """Loss and accuracies, by stem, each the mean over the batch; `ends_by_itself` is the share of codebooks that
+        say E where a track ends."""
         output = self.model(**self.model_inputs(batch), return_logits=False)
         ones = torch.ones(len(batch["mixture"]), device=output.loss.device)
         scores = {"loss": output.loss * ones}
-        for stem, losses, accuracies in zip(
-            self.model.config.stems, output.codebook_losses, output.codebook_accuracies
+        for stem, losses, accuracies, ends in zip(
+            self.model.config.stems, output.codebook_losses, output.codebook_accuracies, output.end_accuracies
         ):
             scores[f"loss_first_layer/{stem}"] = losses[0] * ones
             scores[f"accuracy_first_layer/{stem}"] = accuracies[0] * ones
             scores[f"accuracy/{stem}"] = accuracies.mean() * ones
+            scores[f"ends_by_itself/{stem}"] = ends * ones
         return scores
 
     def demonstrate(self, batch: dict) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
