@@ -11,7 +11,6 @@ this project. Where torchaudio is absent or loads, this module does nothing.
 
 import importlib.util
 import sys
-import types
 
 
 def import_audio_utils():
@@ -20,13 +19,15 @@ def import_audio_utils():
     That module names torchaudio in `load_audio(backend="torchaudio")` only, which then raises what importing torchaudio
     raises.
     """
-    imported = "torchaudio" in sys.modules or "transformers.audio_utils" in sys.modules
-    if imported or importlib.util.find_spec("torchaudio") is None:
+    if "torchaudio" in sys.modules or "transformers.audio_utils" in sys.modules:
+        return
+    spec = importlib.util.find_spec("torchaudio")
+    if spec is None:
         return
     try:
         import torchaudio  # noqa: F401
     except Exception:  # OSError without CUDA's libraries; RuntimeError or ImportError with those of another version
-        stand_in = sys.modules["torchaudio"] = types.ModuleType("torchaudio")
+        stand_in = sys.modules["torchaudio"] = importlib.util.module_from_spec(spec)  # transformers looks for a spec
         try:
             import transformers.audio_utils  # noqa: F401
         finally:

@@ -75,7 +75,7 @@ def test_the_guard_runs_before_transformers_in_every_package_that_imports_it(pac
         assert "torchaudio_guard_mss" in tops["__init__.py"]
 
 
-# One process of a user who has a torchaudio that does not load, and imports transformers' audio part before us too.
+# What a user does in one process, having a torchaudio that does not load.
 BESIDE_A_BROKEN_TORCHAUDIO = """
 import importlib, sys
 
@@ -85,7 +85,6 @@ def fails(module):
     except OSError as error:
         return "not load this library" in str(error)
 
-assert fails("transformers.audio_utils")
 import mss_lm
 from transformers import HubertModel, SequenceFeatureExtractor
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -96,6 +95,12 @@ try:
     sys.modules["transformers.audio_utils"].torchaudio.load
 except OSError:
     print("as without us")
+# The other way round: the user's import comes first, and fails.
+del sys.modules["transformers.audio_utils"], sys.modules["torchaudio_guard_mss"]
+assert fails("transformers.audio_utils")
+import torchaudio_guard_mss
+import transformers.audio_utils
+assert "torchaudio" not in sys.modules
 """
 
 
