@@ -5,8 +5,8 @@ import fails, and with it that of `transformers.audio_utils`, which imports torc
 takes feature extractors, processors, pipelines and HuBERT along. Nothing else that this project uses needs torchaudio.
 
 `import torchaudio_guard_mss` before transformers' audio classes imports that one module past a torchaudio that does
-not load. Nothing is left in `sys.modules` for others: their `import torchaudio` fails or works as it would without
-this project. Where torchaudio is absent or loads, this module does nothing.
+not load. The stand-in does not stay in `sys.modules`: other people's `import torchaudio` fails or works as it would
+without this project. Where torchaudio is absent or loads, this module changes nothing.
 """
 
 import importlib.util

@@ -5,8 +5,8 @@ https://github.com/alibaba/unified-audio (written with revision 7afa7ab); its Qu
 is. It needs torchaudio, and vector-quantize-pytorch 1.22.15 as its requirements say; with 1.32.0 the results are the
 same, bit for bit, but `initted` is a scalar.
 
-Weights and inputs are drawn from a seed, here and again in the test: stored are names, shapes and results. The names
-and shapes of the published checkpoint itself (12.5 frames a second) are stored too, from its YAML.
+Weights and inputs are drawn from a seed, here and again in the test: stored are names, shapes and results. Stored too
+are the names and shapes of the large model (12.5 frames a second), as the published code builds it from its YAML.
 """
 
 import json
