@@ -1,36 +1,39 @@
-"""Keep transformers usable where torchaudio is installed beside a CPU-only torch.
+"""Keep transformers' audio part importable where torchaudio is installed but does not load.
 
-torchaudio's wheels link CUDA libraries, so its import fails there, and transformers, which only asks whether the
-package is installed, fails with it. Nothing this project takes from torchaudio needs the compiled part. `import` this
-module before transformers' audio classes; it does nothing where torchaudio is absent or works.
+torchaudio's wheels link the libraries of one torch with CUDA. Beside another torch, such as one for CPUs only, its
+import fails, and with it that of `transformers.audio_utils`, which imports torchaudio wherever it is installed and so
+takes feature extractors, processors, pipelines and HuBERT along. Nothing else that this project uses needs torchaudio.
+
+`import torchaudio_guard_mss` before transformers' audio classes imports that one module past a torchaudio that does
+not load. The stand-in does not stay in `sys.modules`: other people's `import torchaudio` fails or works as it would
+without this project. Where torchaudio is absent or loads, this module changes nothing.
 """
 
 import importlib.util
 import sys
-import types
 
 
-def ensure_torchaudio():
-    """Import torchaudio; if its compiled extension does not load, import it with a stand-in for that extension."""
-    if "torchaudio" in sys.modules or importlib.util.find_spec("torchaudio") is None:
+def import_audio_utils():
+    """Import `transformers.audio_utils`; while it is imported, an empty module stands in for a torchaudio that fails.
+
+    That module names torchaudio in `load_audio(backend="torchaudio")` only, which then raises what importing torchaudio
+    raises.
+    """
+    if "torchaudio" in sys.modules or "transformers.audio_utils" in sys.modules:
+        return
+    spec = importlib.util.find_spec("torchaudio")
+    if spec is None:
         return
     try:
-        import torchaudio
-    except OSError:
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchaudio"]:
-            del sys.modules[name]
-        extension = types.ModuleType("torchaudio._extension")
-        extension._IS_TORCHAUDIO_EXT_AVAILABLE = extension._IS_ALIGN_AVAILABLE = False
-
-        def fail_if_no_align(function):
-            def fail(*args, **kwargs):
-                raise RuntimeError(f"{function.__name__} needs torchaudio's compiled extension, which does not load.")
-
-            return fail
-
-        extension.fail_if_no_align = fail_if_no_align
-        sys.modules["torchaudio._extension"] = extension
         import torchaudio  # noqa: F401
+    except Exception:  # OSError without CUDA's libraries; RuntimeError or ImportError with those of another version
+        stand_in = sys.modules["torchaudio"] = importlib.util.module_from_spec(spec)  # transformers looks for a spec
+        try:
+            import transformers.audio_utils  # noqa: F401
+        finally:
+            del sys.modules["torchaudio"]
+        # Only from here on: before, the name would have led back to the stand-in itself.
+        stand_in.__getattr__ = lambda name: getattr(importlib.import_module("torchaudio"), name)
 
 
-ensure_torchaudio()
+import_audio_utils()

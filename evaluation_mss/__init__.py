@@ -5,3 +5,5 @@ manifest -> songs.py (excerpts with true stems) -> systems.py, baselines.py, bou
 (resumable runs) -> tables.py, report.py, pictures.py. metrics/ holds the metrics as Hugging Face `evaluate`
 modules.
 """
+
+import torchaudio_guard_mss  # noqa: F401  (has to run before transformers)

@@ -16,9 +16,12 @@ from pathlib import Path
 import gradio as gr
 import torch
 from matplotlib.figure import Figure
+
+import mss_lm  # noqa: F401  (makes transformers know the separator; has to run before its pipelines)
+
+# isort: split
 from transformers import pipeline
 
-import mss_lm  # noqa: F401  (makes transformers know the separator)
 from processing_mss import (
     DEFAULT_MODEL,
     AudioReader,

@@ -1,7 +1,7 @@
 """House rules that are checked from the code: who may import whom, and what Hub-shipped files may hold."""
 
 import ast
-import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,10 +66,62 @@ def test_no_file_is_too_long_to_read():
         assert len(path.read_text().splitlines()) <= 500, path
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torchaudio") is None, reason="torchaudio is not installed")
-def test_torchaudio_beside_a_cpu_only_torch_does_no_harm():
-    code = (
-        "import mss_lm, torch, torchaudio.functional as F; print(F.resample(torch.zeros(1, 480), 48000, 16000).shape)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0 and "160" in result.stdout, result.stderr
+@pytest.mark.parametrize("package", list(PACKAGES))
+def test_the_guard_runs_before_transformers_in_every_package_that_imports_it(package):
+    tops = {
+        path.name: [module.split(".")[0] for _, module, *_ in imports(path)] for path in ROOT.glob(f"{package}/*.py")
+    }
+    if any("transformers" in modules for modules in tops.values()):
+        assert "torchaudio_guard_mss" in tops["__init__.py"]
+
+
+# What a user does in one process, having a torchaudio that does not load.
+BESIDE_A_BROKEN_TORCHAUDIO = """
+import importlib, sys
+
+def fails(module):
+    try:
+        importlib.import_module(module)
+    except OSError as error:
+        return "not load this library" in str(error)
+
+import mss_lm
+from transformers import HubertModel, SequenceFeatureExtractor
+from transformers.pipelines import PIPELINE_REGISTRY
+print(PIPELINE_REGISTRY.check_task("audio-source-separation")[1]["impl"].__name__)
+assert "torchaudio" not in sys.modules and "torchaudio._extension" not in sys.modules
+assert fails("torchaudio")
+try:
+    sys.modules["transformers.audio_utils"].torchaudio.load
+except OSError:
+    print("as without us")
+# The other way round: the user's import comes first, and fails.
+del sys.modules["transformers.audio_utils"], sys.modules["torchaudio_guard_mss"]
+assert fails("transformers.audio_utils")
+import torchaudio_guard_mss
+import transformers.audio_utils
+assert "torchaudio" not in sys.modules
+"""
+
+
+def test_a_torchaudio_that_does_not_load_does_no_harm_and_nothing_is_left_in_its_place(tmp_path):
+    metadata = tmp_path / "torchaudio-9.dist-info" / "METADATA"
+    extension = tmp_path / "torchaudio" / "_extension.py"
+    for file, text in [
+        (metadata, "Metadata-Version: 2.1\nName: torchaudio\nVersion: 9"),
+        (extension.with_name("__init__.py"), "from . import _extension"),
+    ]:
+        file.parent.mkdir()
+        file.write_text(text)
+
+    def lines_printed(code: str) -> list[str]:
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+        result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment)
+        assert result.returncode == 0, result.stderr
+        return result.stdout.splitlines()
+
+    extension.write_text("raise OSError('Could not load this library')")
+    assert lines_printed(BESIDE_A_BROKEN_TORCHAUDIO) == ["AudioSourceSeparationPipeline", "as without us"]
+    extension.write_text("")  # one that loads is left alone
+    code = "import torchaudio_guard_mss, torchaudio, sys; print(torchaudio._extension.__file__, 'torch' in sys.modules)"
+    assert lines_printed(code) == [f"{extension} False"]

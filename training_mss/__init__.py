@@ -5,3 +5,5 @@
 
 `train_accelerate.py` at the top of the repository is the entry point.
 """
+
+import torchaudio_guard_mss  # noqa: F401  (has to run before transformers)
