@@ -4,9 +4,6 @@ Gulati et al. 2020 (arXiv 2005.08100) with rotary positions on all heads and no 
 Conformer with these three properties; the pieces below are torch's.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
-
 import torch
 from torch import nn
 from torch.nn import functional
@@ -40,13 +37,6 @@ class UncountedRepetition:
         for norm, statistics in zip(self.norms, self.statistics):
             for name, value in statistics.items():
                 setattr(norm, name, value)
-
-
-def checkpoint_counting_once(checkpoint: Callable, block: nn.Module, function: Callable, *arguments):
-    """`checkpoint(function, *arguments)`, where `function` is the forward pass of a block with batch norms."""
-    if torch.compiler.is_compiling():  # a compiled graph has the update of the statistics once, and takes no contexts
-        return checkpoint(function, *arguments)
-    return checkpoint(function, *arguments, context_fn=lambda: (nullcontext(), UncountedRepetition(block)))
 
 
 class MssFeedForward(nn.Sequential):

@@ -11,8 +11,8 @@ size. A block is a run of 2 F + 1 positions. In sequential generation there is o
 generation (ablation A3) one block in which every position carries all stems (`lanes`).
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput
 
 from .checkpoint_mss import CheckedWeights
 from .configuration_mss import MssConfig
-from .conformer_mss import BATCH_NORMS, MssConformerBlock, MssEncoder, checkpoint_counting_once
+from .conformer_mss import BATCH_NORMS, MssEncoder, UncountedRepetition
 from .generation_mss import MssGenerationMixin
 from .masks_mss import mask_loss, scaled_log_mel
 from .modeling_hcodec import HCodecModel
@@ -119,7 +119,8 @@ class MssPreTrainedModel(CheckedWeights, PreTrainedModel):
             initialization.kaiming_uniform_(module.weight, a=5**0.5)  # as torch has it
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **options):
-        """As in the base class, but batch norms count no batch twice.
+        """As in the base class, but batch norms count no batch twice. Models with batch norms cannot be compiled then:
+        torch.compile takes no contexts of checkpoints.
 
         Raises:
             ValueError: `use_reentrant=True` in a model with batch norms.
@@ -132,11 +133,8 @@ class MssPreTrainedModel(CheckedWeights, PreTrainedModel):
                 "Gradient checkpointing with use_reentrant=True would count every batch twice in the batch norms of "
                 "this model: leave it out, or pass use_reentrant=False."
             )
+        given["context_fn"] = lambda: (nullcontext(), UncountedRepetition(self))
         super().gradient_checkpointing_enable(given, **options)
-        for block in self.modules():
-            if isinstance(block, MssConformerBlock):
-                checkpoint = block._gradient_checkpointing_func
-                block._gradient_checkpointing_func = partial(checkpoint_counting_once, checkpoint, block)
 
 
 class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):

@@ -2,16 +2,20 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoFeatureExtractor, AutoModel, AutoProcessor, pipeline
 
 import mss_lm  # noqa: F401
 from modeling_mss import MssForConditionalGeneration
+from modeling_mss.convert_hcodec import save_feature_extractor
 from processing_mss import AudioSourceSeparationPipeline, MssProcessor
 from tests.hub_server import serve
 from tests.tiny import masked_options, tiny_codec, tiny_model, tiny_processor
@@ -42,10 +46,8 @@ print([int(codes.sum()), *[float(np.abs(stem["audio"]).sum()) for stem in stems]
 """
 
 
-def run_as_stranger(model_id: str, save_dir: Path, tmp_path: Path, **environment) -> list[float]:
-    """In a process that cannot see this package, from a folder of its own."""
-    script = tmp_path / "stranger.py"
-    script.write_text(STRANGER)
+def run_as_stranger(script: Path, arguments: list[str], tmp_path: Path, **environment) -> list[str]:
+    """Lines of what a script prints in a process that cannot see this package, from a folder of its own."""
     # An editable install of this package is a hook among the site packages; -S leaves it out.
     site_packages = [path for path in sys.path if path.endswith("site-packages")]
     environment = {
@@ -54,10 +56,11 @@ def run_as_stranger(model_id: str, save_dir: Path, tmp_path: Path, **environment
         "HF_HOME": str(tmp_path / "hf_home"),
         **environment,
     }
-    command = [sys.executable, "-S", str(script), model_id, str(save_dir)]
+    copied = shutil.copy(script, tmp_path)  # a script's own folder is on its path
+    command = [sys.executable, "-S", copied, *arguments]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
-    return json.loads(result.stdout.strip().splitlines()[-1])
+    return result.stdout.strip().splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -71,28 +74,42 @@ def model_dir(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def expected(model_dir):
-    import numpy as np
-
     song = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 44100)).astype(np.float32)
     pipe = pipeline("audio-source-separation", model=model_dir)
     codes = pipe.model.generate(**pipe.processor(song, sampling_rate=44100))
     return [int(codes.sum()), *[float(np.abs(stem["audio"]).sum()) for stem in pipe(song, sampling_rate=44100)]]
 
 
-def test_a_stranger_loads_the_folder_and_what_they_save_is_whole(model_dir, expected, tmp_path):
-    first = run_as_stranger(model_dir, tmp_path / "saved", tmp_path)
-    assert first == pytest.approx(expected, rel=1e-5)
-    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == sorted(os.listdir(model_dir))
-    second = run_as_stranger(str(tmp_path / "saved"), tmp_path / "again", tmp_path)
-    assert second == first
-
-
-def test_a_stranger_loads_from_the_hub(model_dir, expected, tmp_path):
+def test_a_stranger_loads_from_the_hub_and_what_they_save_is_whole(model_dir, expected, tmp_path):
     (tmp_path / "hub" / "org").mkdir(parents=True)
     (tmp_path / "hub" / "org" / "name").symlink_to(model_dir)
+    (tmp_path / "stranger.py").write_text(STRANGER)
+    (tmp_path / "elsewhere").mkdir()
+    arguments = ["org/name", str(tmp_path / "saved")]
     with serve(tmp_path / "hub") as address:
-        result = run_as_stranger("org/name", tmp_path / "saved", tmp_path, HF_ENDPOINT=address, HF_HUB_OFFLINE="0")
-    assert result == pytest.approx(expected, rel=1e-5)
+        printed = run_as_stranger(
+            tmp_path / "stranger.py", arguments, tmp_path / "elsewhere", HF_ENDPOINT=address, HF_HUB_OFFLINE="0"
+        )
+    assert json.loads(printed[-1]) == pytest.approx(expected, rel=1e-5)
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == sorted(os.listdir(model_dir))
+
+
+def test_the_example_runs_without_the_package_and_what_it_saves_is_a_repository(model_dir, tmp_path):
+    """A codec and a separator as folders; the codec is a repository of its own."""
+    codec = tiny_codec()
+    codec.save_pretrained(tmp_path / "codec")
+    save_feature_extractor(codec.config, tmp_path / "codec")
+    tuned = tmp_path / "tuned"
+    arguments = ["--model", model_dir, "--codec", str(tmp_path / "codec"), "--output_dir", str(tuned)]
+    printed = run_as_stranger(REPOSITORY / "examples" / "transformers_api.py", arguments, tmp_path)
+    separated, losses, loaded = [line for line in printed if not line.startswith("{")]
+    assert separated == "3 windows, codes (3, 4, 100, 4), stems (4, 384000) at 48000 Hz"
+    before, after = map(float, re.findall(r"\d+\.\d+", losses))
+    assert after < before and loaded.endswith("the same codes")
+    assert set(os.listdir(model_dir)) <= set(os.listdir(tuned))
+    assert pipeline("audio-source-separation", model=str(tuned), trust_remote_code=True)(
+        np.zeros(48000, dtype=np.float32), sampling_rate=48000, output="masked"
+    )
 
 
 def test_with_the_package_no_flag_is_needed(model_dir):
@@ -139,25 +156,3 @@ def test_saving_again_loses_nothing(model_dir, tmp_path, from_pipeline):
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     assert any(key.startswith("codec.decoder.") for key in before)
     assert not any(key.startswith(("codec.encoder.", "codec.semantic_model.")) for key in before)
-
-
-def test_a_codec_is_a_repository_of_its_own(tmp_path):
-    codec = tiny_codec()
-    codec.save_pretrained(tmp_path / "codec")
-    script = (
-        "import sys; from transformers import AutoModel;"
-        "codec = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True);"
-        "import torch; print([int(codec.encode(torch.linspace(-1, 1, 7680)[None]).acoustic_codes.sum())])"
-    )
-    (tmp_path / "stranger.py").write_text(script)
-    site_packages = [path for path in sys.path if path.endswith("site-packages")]
-    result = subprocess.run(
-        [sys.executable, "-S", str(tmp_path / "stranger.py"), str(tmp_path / "codec")],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(site_packages), "HF_HOME": str(tmp_path / "hf_home")},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    expected = int(codec.encode(torch.linspace(-1, 1, 7680)[None]).acoustic_codes.sum())
-    assert json.loads(result.stdout) == [expected]

@@ -280,7 +280,8 @@ def test_frozen_parts_stay_frozen_and_codebooks_exact_after_loading(name, tmp_pa
     assert loaded.decode_codes(codes).isfinite().all()
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+# Together these have every option.
+@pytest.mark.parametrize("name", ["paper", "all_helps", "told_masks", "a1_hubert", "a3_parallel_codebook"])
 def test_a_window_is_learned_by_heart_from_audio_to_audio(name, four_sounds):
     """Trained on one window of four sounds, the model generates its codes exactly, and so the codec's audio."""
     codec = tiny_codec()
