@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,13 @@ def test_hub_shipped_files_are_flat_and_need_only_what_every_user_has(package):
 def test_file_names_are_unique_over_hub_shipped_packages():
     names = [path.name for package in HUB_SHIPPED for path in (ROOT / package).glob("*.py") if path.stem != "__init__"]
     assert len(names) == len(set(names))
+
+
+def test_tests_that_documents_name_exist():
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    for path in (ROOT / "docs").glob("*.md"):
+        for name in re.findall(r"`(test_\w+)`", path.read_text()):
+            assert f"def {name}(" in tests, f"{path.name} names {name}"
 
 
 def test_no_file_is_too_long_to_read():
