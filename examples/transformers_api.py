@@ -1,13 +1,17 @@
 """The separator in transformers' own terms: Auto classes, `generate`, `Trainer`, saving and loading again.
 
 This package is not imported: a repository brings its code, and `trust_remote_code=True` runs it. Two repositories are
-needed, of a separator and of the whole codec it was trained over. From the checkpoint that ships with the package:
+needed, of a separator and of the whole codec it was trained over. From the checkpoint that ships, in a clone with the
+package installed:
 
-    python -c "import mss_lm; from transformers import AutoFeatureExtractor, AutoModel, pipeline
-    pipeline('audio-source-separation').save_pretrained('separator')
-    AutoModel.from_pretrained('pretrained_mss/codec').save_pretrained('codec')
-    AutoFeatureExtractor.from_pretrained('pretrained_mss/codec').save_pretrained('codec')"
-    python examples/transformers_api.py --model separator --codec codec --output_dir tuned
+python - <<END
+import mss_lm
+from transformers import AutoFeatureExtractor, AutoModel, pipeline
+pipeline("audio-source-separation").save_pretrained("separator")
+AutoModel.from_pretrained("pretrained_mss/codec").save_pretrained("codec")
+AutoFeatureExtractor.from_pretrained("pretrained_mss/codec").save_pretrained("codec")
+END
+python examples/transformers_api.py --model separator --codec codec --output_dir tuned
 
 It separates a made-up song, trains ten steps on it, and prints the losses before and after.
 """
@@ -44,23 +48,24 @@ def main():
     rate = processor.sampling_rate
     stems = made_up_stems(len(processor.stems), 2 * processor.window_s, rate)
     song = stems.sum(axis=0)
+    plan = processor.plan(song, sampling_rate=rate)
 
     # Any rate, mono or (channels, samples): the processor mixes, resamples and cuts the song into windows.
     inputs = processor(song, sampling_rate=rate)
     codes = model.generate(**inputs, do_sample=False)  # (windows, stems, 2 x frames, codebooks)
-    separated = processor.stitch(model.decode_codes(codes), processor.plan(song, sampling_rate=rate))
+    separated = processor.stitch(model.decode_codes(codes), plan)
     print(f"{len(codes)} windows, codes {tuple(codes.shape)}, stems {tuple(separated.shape)} at {rate} Hz")
 
-    # Training wants windows of the mixture and the codes of their stems, which the whole codec gives.
+    # Training wants windows of the mixture and the codes of their stems, at the level at which the model hears songs.
     codec = AutoModel.from_pretrained(arguments.codec, **TRUST)
     extractor = AutoFeatureExtractor.from_pretrained(arguments.codec)
-    windows = stems[:, : 2 * processor.window_samples()].reshape(len(stems), 2, -1).transpose(1, 0, 2)  # (2, stems, T)
+    windows = (plan.gain * stems).reshape(len(stems), 2, plan.window).transpose(1, 0, 2)  # (2, stems, samples)
     crops = []
     for window in windows:
         waveforms = extractor(list(window), sampling_rate=rate, return_tensors="pt")
+        codes = codec.encode(**waveforms).audio_codes  # (stems, 2 x frames, codebooks)
         features = processor.feature_extractor(window.sum(axis=0), sampling_rate=rate)
-        labels = codec.encode(waveforms["input_values"]).audio_codes  # (stems, 2 x frames, codebooks)
-        crops.append({**{name: value[0] for name, value in features.items()}, "labels": labels})
+        crops.append({**{name: value[0] for name, value in features.items()}, "labels": codes})
 
     options = TrainingArguments(
         output_dir=arguments.output_dir,
@@ -83,7 +88,7 @@ def main():
     separate.model = model
     separate.save_pretrained(arguments.output_dir)
     inputs, model = inputs.to(model.device), model.eval()
-    again = AutoModel.from_pretrained(arguments.output_dir, **TRUST).to(model.device)
+    again = pipeline("audio-source-separation", model=arguments.output_dir, **TRUST).model.to(model.device)
     same = torch.equal(again.generate(**inputs, do_sample=False), model.generate(**inputs, do_sample=False))
     print(f"loaded again from {arguments.output_dir}: {'the same codes' if same else 'OTHER CODES'}")
 

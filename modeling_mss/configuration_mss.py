@@ -93,7 +93,7 @@ def _as_dict(config: dict | PreTrainedConfig | None) -> dict:
 
 
 def _decoder_config(config: dict | PreTrainedConfig | None) -> LlamaConfig:
-    """The language model's configuration: the paper's, or all four sizes of another."""
+    """The language model's configuration: the paper's, or all four sizes of another. A `LlamaConfig` has them all."""
     values = _as_dict(config)
     missing = [name for name in PAPER_DECODER_SIZES if name not in values]
     if 0 < len(missing) < len(PAPER_DECODER_SIZES):
@@ -153,6 +153,8 @@ class MssConfig(CheckedConfig, PreTrainedConfig):
     """
 
     model_type = "mss"
+    # What `Trainer.predict` is not to gather: these are means over a batch.
+    keys_to_ignore_at_inference = ["codebook_losses", "codebook_accuracies", "end_accuracies", "mask_loss"]
     sub_configs = {"encoder_config": MssEncoderConfig, "decoder_config": LlamaConfig, "codec_config": HCodecConfig}
 
     stems: list[str] | tuple = ("vocals", "drums", "bass", "other")
@@ -179,12 +181,9 @@ class MssConfig(CheckedConfig, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         encoder_class = HubertConfig if self.conditional_encoder == "hubert" else MssEncoderConfig
-        kind = _as_dict(self.encoder_config).get("model_type", encoder_class.model_type)
-        if kind != encoder_class.model_type:
-            raise ValueError(
-                f"`encoder_config` must have `model_type` {encoder_class.model_type!r} with conditional_encoder="
-                f"{self.conditional_encoder!r}, got {kind!r}."
-            )
+        _require_kind(self.encoder_config, "encoder_config", encoder_class)
+        _require_kind(self.decoder_config, "decoder_config", LlamaConfig)
+        _require_kind(self.codec_config, "codec_config", HCodecConfig)
         if isinstance(self.encoder_config, PreTrainedConfig):
             self.encoder_config = copy.deepcopy(self.encoder_config)  # it is changed below
         else:
@@ -199,6 +198,11 @@ class MssConfig(CheckedConfig, PreTrainedConfig):
         if self.codebook_loss_weights is None:
             self.codebook_loss_weights = [2.0] + [1.0] * (self.num_codebooks - 1)
         super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict:
+        """As in the base class, without `custom_pipelines`, which a loaded config.json may have: it names a file that a
+        pipeline saves beside its model, and that a model alone does not have."""
+        return {name: value for name, value in super().to_dict().items() if name != "custom_pipelines"}
 
     @property
     def num_codebooks(self) -> int:
@@ -286,6 +290,12 @@ class MssConfig(CheckedConfig, PreTrainedConfig):
             raise ValueError(
                 "`track_embeddings` needs `track_generation='sequential'`: parallel tracks share positions."
             )
+
+
+def _require_kind(config: dict | PreTrainedConfig | None, name: str, kind: type[PreTrainedConfig]):
+    received = _as_dict(config).get("model_type", kind.model_type)
+    if received != kind.model_type:
+        raise ValueError(f"`{name}` must be a {kind.__name__} (`model_type` {kind.model_type!r}), got {received!r}.")
 
 
 def _require_one_of(config: PreTrainedConfig, name: str, allowed: tuple):

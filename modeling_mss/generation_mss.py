@@ -9,6 +9,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from transformers import Cache, GenerationConfig, GenerationMixin, LlamaModel, LogitsProcessorList
@@ -17,15 +18,26 @@ from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, T
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
-MASK_32 = 0xFFFFFFFF
+from .noise_mss import MASK_32, CounterNoise, hash_words
 
-# Fields of a GenerationConfig that `generate` follows, those that are notes, and values that ask for nothing.
+# Fields of a GenerationConfig that `generate` follows, and those that say where it is from.
 FOLLOWED = ("do_sample", "temperature", "top_k", "top_p", "num_return_sequences")
 UNASKED = ("transformers_version", "_from_model_config")
-NEUTRAL = {"num_beams": 1, "use_cache": True, "repetition_penalty": 1.0, "min_p": 0.0, "return_dict_in_generate": False}
+# Values that ask for nothing; those of other fields are False, 0 and what is empty.
+NEUTRAL = {
+    "use_cache": True,
+    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), 1),
+    **dict.fromkeys(("temperature", "top_p", "typical_p", "guidance_scale"), 1.0),
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "length_penalty"), 1.0),
+}
 
 # transformers 5.24 has a new name for the argument, and 5.40 will no longer know the old one.
 CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
+
+
+def is_neutral(name: str, value) -> bool:
+    """Whether a field of a GenerationConfig with this value asks for nothing."""
+    return value is None or value == NEUTRAL.get(name) or (not value and name != "use_cache")
 
 
 @dataclass
@@ -35,8 +47,8 @@ class MssGenerateOutput(ModelOutput):
     codes `(B, stems, 2 F, Q)` int64, what `generate` returns without it. acoustic_latents and semantic_latents
     `(B, stems, D, F)` float32: the vector that the model expects at each code, given the codes before it. Layer by
     layer the codebook's vectors are averaged with the model's probabilities (without temperature and the other limits
-    of sampling, and also where a prompt forces the code), and layers are summed. Where the model is certain, this is
-    the quantizer's `decode` of the codes; uncertain layers shrink to their mean.
+    of sampling, but after a `logits_processor`, and also where a prompt forces the code), and layers are summed. Where
+    the model is certain, this is the quantizer's `decode` of the codes; uncertain layers shrink to their mean.
 
     B counts candidates, too: those of a window stand one after another.
     """
@@ -84,44 +96,6 @@ class TokenGrammar:
     def path(offset: int) -> int:
         """Path of code `offset` of a track: acoustic (0) and semantic (1) alternate."""
         return offset % 2
-
-
-def hash_words(*words: int | torch.Tensor) -> int | torch.Tensor:
-    """Words of 32 bits, in this order, to one; ints, or int64 tensors that broadcast.
-
-    Each word goes through the two-round mixer of hash-prospector with the least known bias (16 21f0aaad 15 735a2d97
-    15). Both factors are below 2^31: no product leaves int64, so every device computes the same.
-    """
-    value = 0
-    for word in words:
-        value = ((value + 0x9E3779B9) & MASK_32) ^ word
-        value = ((value ^ (value >> 16)) * 0x21F0AAAD) & MASK_32
-        value = ((value ^ (value >> 15)) * 0x735A2D97) & MASK_32
-        value = value ^ (value >> 15)
-    return value
-
-
-class CounterNoise:
-    """Noise that is a function of a row's seed, the step and the index alone, the same in every batch and device.
-
-    A random generator gives a row what the rows before it left; one generator per row is a loop on the host.
-    """
-
-    def __init__(self, seeds: Sequence[int], num_steps: int, num_values: int, device: torch.device):
-        words = torch.tensor([(seed & MASK_32, (seed >> 32) & MASK_32) for seed in seeds], device=device)
-        steps = torch.arange(num_steps, device=device)[:, None, None]
-        # Two keys `(steps, B, 1)`: one of 32 bits would be the same for two of some 2^16 pairs of row and step.
-        self.keys = [hash_words(domain, words[:, :1], words[:, 1:], steps) for domain in (0, 1)]
-        self.indices = hash_words(torch.arange(num_values, device=device))
-
-    def uniform(self, step: int) -> torch.Tensor:
-        """`(B, num_values)` float32 in (0, 1], finest near 0."""
-        bits = hash_words(((self.indices ^ self.keys[0][step]) + self.keys[1][step]) & MASK_32)
-        return (bits.float() + 0.5) * 2.0**-32
-
-    def gumbel(self, step: int) -> torch.Tensor:
-        """`(B, num_values)` float32: arg max (log p + noise) is a draw from p. A uniform 1 gives minus infinity."""
-        return -(-torch.log1p(-self.uniform(step))).log()
 
 
 class CodeSampler:
@@ -242,7 +216,7 @@ class MssGenerationMixin(GenerationMixin):
         """One seed for each index (0 to 2^32 - 1), of (seed, index) alone.
 
         `generate` with an int seed uses `derive_seeds(seed, range(B))`. Give it `derive_seeds(seed, windows)` instead,
-        and a song's draws do not depend on how its windows are batched. Nest for more indices, such as candidates.
+        and a song's draws do not depend on how its windows are batched.
         """
         words = seed & MASK_32, (seed >> 32) & MASK_32
         return [hash_words(2, *words, index) | hash_words(3, *words, index) << 32 for index in indices]
@@ -309,7 +283,7 @@ class MssGenerationMixin(GenerationMixin):
         self,
         input_features: torch.Tensor | None = None,
         input_values: torch.Tensor | None = None,
-        stems: list[str] | None = None,
+        stems: list[str] | str | None = None,
         generation_config: GenerationConfig | None = None,
         logits_processor: LogitsProcessorList | None = None,
         streamer: BaseStreamer | None = None,
@@ -331,7 +305,7 @@ class MssGenerationMixin(GenerationMixin):
             input_features, input_values: the mixture, see `encode_mixture`.
             stems: names from `config.stems`; all if not given. Tracks are generated in the configured order up to the
                 last one asked for (all of them in parallel generation), so vocals alone take a quarter of the steps.
-            generation_config: defaults of the five settings that follow; the one saved with the model if not given.
+            generation_config: of the five settings below; what it leaves open is as saved with the model.
             logits_processor: changes the scores of codes before one is chosen. It sees `(rows, V)`, a row for every
                 candidate, (lane,) and codebook, and as ids `(rows, n)` the n codes that it has for this row so far: of
                 the same track and path.
@@ -363,7 +337,7 @@ class MssGenerationMixin(GenerationMixin):
                 not read.
         """
         names = list(self.config.stems)
-        stems = names if stems is None else list(stems)
+        stems = names if stems is None else [stems] if isinstance(stems, str) else list(stems)
         if not stems or not set(stems) <= set(names):
             raise ValueError(f"`stems` must be some of {names}, got {stems}.")
         chosen = {
@@ -421,30 +395,37 @@ class MssGenerationMixin(GenerationMixin):
         return MssGenerateOutput(codes, latents[..., 0::2], latents[..., 1::2])
 
     def _settings(self, given: GenerationConfig | None, chosen: dict, others: dict) -> GenerationConfig:
-        """The settings of a call of `generate`: its arguments over those of the configuration. ValueError as there."""
-        settings = copy.deepcopy(given or self.generation_config)
-        chosen = {name: value for name, value in chosen.items() if value is not None}
-        if chosen.get("num_return_sequences", 1) < 1:
-            raise ValueError(f"`num_return_sequences` must be at least 1, got {chosen['num_return_sequences']}.")
-        if not chosen.get("do_sample", settings.do_sample):
-            neutral = {"do_sample": False, "num_return_sequences": 1}
-            idle = [name for name, value in chosen.items() if value != neutral.get(name)]
-            if idle:
-                raise ValueError(f"{idle} have an effect on sampling only: pass do_sample=True as well.")
-            settings.num_return_sequences = None  # saved for sampling: greedy candidates would be equal
-        settings.update(**chosen)
+        """The settings of a call of `generate`: its arguments over those of the configuration.
+
+        Args:
+            given: the configuration of the call, if it has one.
+            chosen: the arguments for fields that are followed; others: those for fields that are not.
+
+        Raises:
+            ValueError: see `generate`.
+        """
+        if given is not None and not isinstance(given, GenerationConfig):
+            raise ValueError(f"`generation_config` must be a GenerationConfig, got {type(given).__name__}.")
+        saved, settings = self.generation_config, copy.deepcopy(given or self.generation_config)
         asked = {name: value for name, value in settings.to_diff_dict().items() if name not in UNASKED} | others
-        refused = [
-            name
-            for name, value in asked.items()
-            if name not in FOLLOWED and value is not None and value != NEUTRAL.get(name)
-        ]
+        refused = [name for name, value in asked.items() if name not in FOLLOWED and not is_neutral(name, value)]
         if refused:
             raise ValueError(
                 f"`generate` of a separator follows {list(FOLLOWED)}, got {refused}: leave them out. What changes the "
                 "scores of codes can be given as a `logits_processor`."
             )
-        return settings
+        asked = {} if given is None else {name: getattr(given, name) for name in FOLLOWED}
+        asked |= {name: value for name, value in chosen.items() if value is not None}
+        asked = {name: value for name, value in asked.items() if value is not None}
+        if asked.get("num_return_sequences", 1) < 1:
+            raise ValueError(f"`num_return_sequences` must be at least 1, got {asked['num_return_sequences']}.")
+        values = {name: asked.get(name, getattr(saved, name)) for name in FOLLOWED}
+        if not values["do_sample"]:
+            idle = [name for name, value in asked.items() if not is_neutral(name, value)]
+            if idle:
+                raise ValueError(f"{idle} have an effect on sampling only: pass do_sample=True as well.")
+            values["num_return_sequences"] = None  # saved for sampling: greedy candidates would be equal
+        return GenerationConfig(**values)
 
     def _noise(
         self, seed: int | Sequence[int] | None, num_candidates: int, grammar: TokenGrammar, prefix: torch.Tensor
@@ -452,7 +433,7 @@ class MssGenerationMixin(GenerationMixin):
         """The noise of a batch of windows and their candidates; `seed` as in `generate`."""
         if seed is None:
             seed = torch.randint(2**63 - 1, (len(prefix),)).tolist()
-        seeds = self.derive_seeds(seed, range(len(prefix))) if isinstance(seed, int) else list(seed)
+        seeds = self.derive_seeds(int(seed), range(len(prefix))) if isinstance(seed, Integral) else list(seed)
         if len(seeds) != len(prefix):
             raise ValueError(f"`seed` must be an int or one for each of {len(prefix)} windows, got {len(seeds)}.")
         seeds = [candidate for window in seeds for candidate in self.derive_seeds(window, range(num_candidates))]

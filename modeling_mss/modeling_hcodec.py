@@ -263,7 +263,9 @@ class HCodecModel(CheckedWeights, PreTrainedAudioTokenizerBase):
     ```
 
     Loaded in half precision, what decides codes stays in float32, since rounding changes most of them (of a song's
-    codes in bfloat16 8 % were the same in the acoustic path), and so do the decoder's last two layers (4 dB).
+    codes in bfloat16 8 % were the same in the acoustic path). So do the decoder's last norm and output layer, which
+    brings the waveform 4 dB closer to that of float32. `from_pretrained(dtype=...)` sees to that; `.to(dtype)` and
+    waveforms in half precision change codes.
     """
 
     config_class = HCodecConfig
@@ -283,6 +285,7 @@ class HCodecModel(CheckedWeights, PreTrainedAudioTokenizerBase):
         ]
         if not config.decoder_only:
             self._keep_in_fp32_modules_strict += ["encoder", "semantic_model"]
+        self._keep_in_fp32_modules = self._keep_in_fp32_modules_strict  # the name that quantisation asks for
         self.acoustic_quantizer = HCodecResidualVectorQuantizer(config)
         self.semantic_quantizer = HCodecResidualVectorQuantizer(config)
         self.decoder = HCodecDecoder(config)
@@ -312,6 +315,8 @@ class HCodecModel(CheckedWeights, PreTrainedAudioTokenizerBase):
         """`(B, T)` or `(B, 1, T)` -> `(B, T)`."""
         if input_values.dim() == 3 and input_values.shape[1] == 1:
             input_values = input_values[:, 0]
+        if not input_values.is_floating_point():
+            raise ValueError(f"`input_values` must be floating point with full scale 1, got {input_values.dtype}.")
         if input_values.dim() != 2 or input_values.shape[-1] == 0:
             raise ValueError(
                 "`input_values` must have shape (batch, samples) or (batch, 1, samples), the codec is mono, got "
@@ -364,10 +369,20 @@ class HCodecModel(CheckedWeights, PreTrainedAudioTokenizerBase):
         return self.encoder(input_values), semantic_latents, semantic_features
 
     @torch.no_grad()
-    def encode(self, input_values: torch.Tensor, semantic_features: torch.Tensor | None = None) -> HCodecEncoderOutput:
-        """Waveform `(B, T)` or `(B, 1, T)` -> codes of ceil(T / 3840) frames. Arguments as in `encode_latents`."""
-        with torch.autocast(input_values.device.type, enabled=False):  # see the class
-            acoustic_latents, semantic_latents, _ = self.encode_latents(input_values.float(), semantic_features)
+    def encode(
+        self,
+        input_values: torch.Tensor,
+        semantic_features: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
+    ) -> HCodecEncoderOutput:
+        """Waveform `(B, T)` or `(B, 1, T)` -> codes of ceil(T / 3840) frames.
+
+        Arguments as in `encode_latents`. `padding_mask`, which feature extractors give, is not needed: zeros at the end
+        are silence.
+        """
+        waveforms = self._as_mono(input_values).float()
+        with torch.autocast(waveforms.device.type, enabled=False):  # see the class
+            acoustic_latents, semantic_latents, _ = self.encode_latents(waveforms, semantic_features)
         acoustic = self.acoustic_quantizer.encode(acoustic_latents)
         semantic = self.semantic_quantizer.encode(semantic_latents)
         return HCodecEncoderOutput(interleave(acoustic, semantic), acoustic, semantic)
@@ -415,6 +430,7 @@ class HCodecModel(CheckedWeights, PreTrainedAudioTokenizerBase):
         input_values: torch.Tensor,
         semantic_features: torch.Tensor | None = None,
         num_codebooks: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
     ) -> HCodecOutput:
         """Encode, quantize (in training mode also updating the codebooks), decode and cut back to T samples.
 
@@ -427,6 +443,7 @@ class HCodecModel(CheckedWeights, PreTrainedAudioTokenizerBase):
         acoustic = self.acoustic_quantizer(acoustic_latents, num_codebooks)
         semantic = self.semantic_quantizer(semantic_latents, num_codebooks)
         audio_values = self.decode_latents(acoustic.quantized, semantic.quantized).audio_values
+        semantic_latents = semantic.quantized.to(self.semantic_decoder.conv_in.weight.dtype)
         return HCodecOutput(
             audio_values=audio_values[..., : input_values.shape[-1]],
             audio_codes=interleave(acoustic.codes, semantic.codes),
@@ -434,7 +451,7 @@ class HCodecModel(CheckedWeights, PreTrainedAudioTokenizerBase):
             semantic_codes=semantic.codes,
             commitment_loss=acoustic.commitment_loss + semantic.commitment_loss,
             semantic_features=semantic_features,
-            reconstructed_semantic_features=self.semantic_decoder(semantic.quantized).transpose(1, 2),
+            reconstructed_semantic_features=self.semantic_decoder(semantic_latents).transpose(1, 2),
         )
 
 

@@ -40,7 +40,7 @@ class MssOutput(ModelOutput):
     where E cannot be. codebook_losses and codebook_accuracies `(stems, Q)`, means over positions (label-smoothed
     cross-entropy in nats, before weighting; share of positions whose arg max is the label).
     end_accuracies `(stems,)`: share of tracks and codebooks whose arg max at the last position is E, which generation
-    forces there.
+    forces there; NaN for stems that no track of the batch is known of.
     mask_loss: scalar. masks `(B, stems, L, num_mel_bins)`, see `MssForConditionalGeneration.masks`.
     """
 
@@ -133,8 +133,11 @@ class MssPreTrainedModel(CheckedWeights, PreTrainedModel):
                 "Gradient checkpointing with use_reentrant=True would count every batch twice in the batch norms of "
                 "this model: leave it out, or pass use_reentrant=False."
             )
-        given["context_fn"] = lambda: (nullcontext(), UncountedRepetition(self))
-        super().gradient_checkpointing_enable(given, **options)
+        super().gradient_checkpointing_enable({**given, "context_fn": self._checkpoint_contexts}, **options)
+
+    def _checkpoint_contexts(self):
+        """Of the first forward pass and of its repetition. A method: copies of a model are to guard their own norms."""
+        return nullcontext(), UncountedRepetition(self)
 
 
 class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
@@ -156,7 +159,8 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
         hidden_size = config.decoder_config.hidden_size
         if config.conditional_encoder == "hubert":
             self.encoder = HubertFeatures(config.encoder_config)
-            self._keep_in_fp32_modules_strict = ["encoder.hubert"]  # as the codec's own
+            self.main_input_name = "input_values"
+            self._keep_in_fp32_modules = self._keep_in_fp32_modules_strict = ["encoder.hubert"]  # as the codec's own
         else:
             self.encoder = MssEncoder(config.encoder_config)
         self.adapter = nn.Linear(config.encoder_config.hidden_size * config.prefix_stride, hidden_size)
@@ -191,6 +195,10 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.decoder.embed_tokens = value
+
+    def resize_token_embeddings(self, *arguments, **options):
+        """Raises ValueError: the table has the two markers of the sequence, and codes have tables of their own."""
+        raise ValueError("A separator has no vocabulary to resize: its symbols are the codes of its codec.")
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -284,7 +292,8 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
     def code_logits(self, hidden_states: torch.Tensor, path: int) -> torch.Tensor:
         """Hidden states `(..., H)` -> `(..., lanes, Q, V + 1)` (acoustic) or `(..., lanes, Q, V)` (semantic)."""
         head = self.acoustic_head if path == ACOUSTIC else self.semantic_head
-        return head(hidden_states).unflatten(-1, (self.config.num_lanes, self.config.num_codebooks, -1))
+        logits = head(hidden_states.flatten(0, -2))  # bitsandbytes takes no more than three axes
+        return logits.view(*hidden_states.shape[:-1], self.config.num_lanes, self.config.num_codebooks, -1)
 
     def to_blocks(self, audio_codes: torch.Tensor) -> torch.Tensor:
         """Codes by stem `(B, stems, 2 F, Q)` -> by position `(B, blocks, 2 F, lanes * Q)`."""
@@ -306,7 +315,14 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
 
         Returns:
             waveforms `(B, stems, T)` at the codec's rate, 3840 samples a code frame.
+
+        Raises:
+            ValueError: codes of another shape.
         """
+        if codes.dim() != 4 or codes.shape[2] % 2:
+            raise ValueError(
+                f"`codes` must have shape (batch, stems, 2 x frames, codebooks), got {tuple(codes.shape)}."
+            )
         audio = self.codec.decode(audio_codes=codes[..., :num_codebooks].flatten(0, 1)).audio_values
         return audio.unflatten(0, codes.shape[:2])
 
@@ -342,7 +358,8 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
             input_features, input_values: the mixture, see `encode_mixture`.
             audio_codes: `(B, stems, 2 F, Q)` int64, acoustic and semantic codes alternating. Without them, but with
                 `stem_powers`, the language model is left out.
-            labels: the same codes, under the name that transformers' `Trainer` looks for.
+            labels: the same codes, under the name that transformers' `Trainer` looks for. (To evaluate masks alone it
+                needs `TrainingArguments(label_names=["stem_powers"])`.)
             stem_powers: mel powers `(B, stems, L, num_mel_bins)` of the true stems (`mel_power_spectrogram` of
                 processing_mss), for the loss of the masks.
             known_stems: `(B, stems)` bool, which of the targets count by themselves: codes of other stems have no part
@@ -390,6 +407,13 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
                 f"`audio_codes` must have shape (batch, stems, 2 x frames, codebooks) = {expected} for this mixture, "
                 f"got {None if audio_codes is None else tuple(audio_codes.shape)}. To separate, use `generate`."
             )
+        if not torch.compiler.is_compiling():
+            low, high = audio_codes.aminmax()
+            if low < 0 or high >= self.config.codebook_size:
+                raise ValueError(
+                    f"Codes must be from 0 to {self.config.codebook_size - 1}, got {low} to {high}; what is not to be "
+                    "learned is left out by `known_stems`."
+                )
         blocks = self.block_embeds(self.to_blocks(audio_codes))
         blocks = blocks + self.position_embeds(mixture, blocks.shape[1])
         embeds = torch.cat((self.prefix_embeds(prefix), blocks.flatten(1, 2)), dim=1)
@@ -416,7 +440,7 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
             logits=logits,
             codebook_losses=losses.detach() / num_positions.clamp(min=1),
             codebook_accuracies=hits / num_positions.clamp(min=1),
-            end_accuracies=(ends * counts).sum(dim=0) / counts.sum(dim=0).clamp(min=1),
+            end_accuracies=(ends * counts).sum(dim=0) / counts.sum(dim=0),
         )
 
     def _join_logits(self, acoustic: torch.Tensor, semantic: torch.Tensor) -> torch.Tensor:

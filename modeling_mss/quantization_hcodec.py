@@ -4,6 +4,7 @@ With several processes, everything that codebooks learn from is the vectors of a
 process would do with N times the batch, the processes' vectors in the order of their ranks.
 """
 
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 DISTANCES_AT_ONCE = 2**24  # 64 MB in float32
+SWITCHES = threading.Lock()  # of torch's precision, which is the process's
 
 
 def process_rank_and_count() -> tuple[int, int]:
@@ -66,14 +68,15 @@ def _exact_products():
     """Products of float32 matrices in float32, whatever the user allows for the rest (TF32, bfloat16): neighbouring
     vectors differ in the digits that those drop."""
     backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
-    allowed = [backend.fp32_precision for backend in backends]
-    for backend in backends:
-        backend.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        for backend, precision in zip(backends, allowed):
-            backend.fp32_precision = precision
+    with SWITCHES:
+        allowed = [backend.fp32_precision for backend in backends]
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            for backend, precision in zip(backends, allowed):
+                backend.fp32_precision = precision
 
 
 def _counts_and_sums(vectors: torch.Tensor, weights: torch.Tensor, codes: torch.Tensor, size: int) -> torch.Tensor:

@@ -146,7 +146,7 @@ class MssFeatureExtractor(SequenceFeatureExtractor):
             return_tensors: "pt", torch tensors on the device of the audio (also if not given), or "np", arrays.
 
         Raises:
-            ValueError: the rate is not the extractor's, or the shape is none of the three above.
+            ValueError: the rate is not the extractor's, the shape is none of the three above, or values are integers.
         """
         require_tensor_type(return_tensors)
         if sampling_rate is None:
@@ -197,6 +197,8 @@ def _as_windows(raw_audio: np.ndarray | torch.Tensor | list) -> torch.Tensor:
         raise ValueError(
             f"Audio must have shape (samples,) or (windows, 1, samples), one channel, got {tuple(audio.shape)}."
         )
+    if not audio.is_floating_point():
+        raise ValueError(f"Windows must be floating point with full scale 1, got {audio.dtype}; songs may be integers.")
     return audio.float().reshape(-1, audio.shape[-1])
 
 

@@ -1,5 +1,6 @@
 """`pipeline("audio-source-separation")`: a song in, its stems out."""
 
+import json
 import os
 from collections.abc import Callable
 
@@ -201,11 +202,14 @@ class AudioSourceSeparationPipeline(Pipeline):
         """
         os.makedirs(save_directory, exist_ok=True)
         custom_object_save(self, save_directory)
-        config = self.model.config
-        implementation = {"impl": f"pipeline_mss.{type(self).__name__}", "pt": ["AutoModel"], "type": "audio"}
-        config.custom_pipelines = {"audio-source-separation": implementation}
-        try:
-            self.model.save_pretrained(save_directory, **kwargs)
-        finally:
-            del config.custom_pipelines  # the model alone, saved elsewhere, has no such file beside it
+        self.model.save_pretrained(save_directory, **kwargs)
+        # The configuration of a model knows of no pipeline; that of a repository names the file that lies beside it.
+        path = os.path.join(save_directory, "config.json")
+        with open(path, encoding="utf-8") as file:
+            values = json.load(file)
+        module, name = type(self).__module__.rpartition(".")[2], type(self).__name__
+        implementation = {"impl": f"{module}.{name}", "pt": ["AutoModel"], "type": "audio"}
+        values["custom_pipelines"] = {"audio-source-separation": implementation}
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(json.dumps(values, indent=2, sort_keys=True) + "\n")
         self.processor.save_pretrained(save_directory)

@@ -153,6 +153,8 @@ class MssProcessor(ProcessorMixin):
             sampling_rate = self.sampling_rate
             logger.warning(f"No `sampling_rate` given with the audio: {sampling_rate} Hz is assumed.")
         songs = audio if is_list_of_songs(audio) else [audio]
+        if songs is audio and any(isinstance(song, (list, tuple)) for song in songs):
+            raise ValueError("Lists of lists can be channels or songs: pass an array for each song.")
         return [(as_waveform(song, sampling_rate), sampling_rate) for song in songs]
 
     def _mono(self, song: torch.Tensor, sampling_rate: int) -> torch.Tensor:
@@ -216,14 +218,20 @@ class MssProcessor(ProcessorMixin):
         acoustic, semantic = codes[..., 0::2, :], codes[..., 1::2, :]
         return acoustic.swapaxes(-1, -2), semantic.swapaxes(-1, -2)
 
-    def stitch(self, windows: torch.Tensor, plan: WindowPlan) -> torch.Tensor:
+    def stitch(self, windows: torch.Tensor, plan: WindowPlan | list[WindowPlan]) -> torch.Tensor | list[torch.Tensor]:
         """Windows of stems at the model's rate `(W, stems, T)` -> stems of the song `(stems, num_samples)`.
+
+        With a list of plans, windows of several songs one after another -> a list.
 
         Cross-fades the windows, undoes the gain, and returns to the rate and length of the song.
 
         Raises:
-            ValueError: other windows than the plan has, such as those of several songs, or several candidates of each.
+            ValueError: other windows than the plan has, such as several candidates of each.
         """
+        if isinstance(plan, list) and len(windows) == sum(one.num_windows for one in plan):
+            return list(map(self.stitch, windows.split([one.num_windows for one in plan]), plan))
+        if isinstance(plan, list):
+            raise ValueError(f"The plans have {[one.num_windows for one in plan]} windows, got {len(windows)}.")
         if windows.dim() != 3 or len(windows) != plan.num_windows or windows.shape[-1] != plan.window:
             raise ValueError(
                 f"The plan has {plan.num_windows} windows of {plan.window} samples, (windows, stems, samples), got "

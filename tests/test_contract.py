@@ -8,10 +8,12 @@ import torch
 from torch import nn
 from transformers import (
     AutoFeatureExtractor,
+    DacConfig,
     GenerationConfig,
     HubertConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    Qwen2Config,
     Trainer,
     TrainingArguments,
 )
@@ -22,7 +24,7 @@ from modeling_mss.convert_hcodec import save_feature_extractor
 from modeling_mss.modeling_mss import MssEncoder
 from modeling_mss.quantization_hcodec import nearest_rows
 from tests.test_model import variant, window
-from tests.tiny import masked_options, tiny_codec, tiny_config, tiny_model, tiny_processor
+from tests.tiny import masked_options, tiny_codec, tiny_model, tiny_processor
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,14 @@ def test_what_one_call_returns_is_what_the_next_one_takes(model, four_sounds):
     assert torch.equal(model(**inputs, labels=codes).loss, by_name.loss)
     with pytest.raises(ValueError, match="got both"):
         model(**inputs, audio_codes=codes, labels=codes)
+    with pytest.raises(ValueError, match=r"`codes` must have shape .*, got \(4, 100, 4\)"):
+        model.decode_codes(codes[0])
+    for wrong in (-100, 64):
+        with pytest.raises(ValueError, match=rf"from 0 to 63, got .*{wrong}.*known_stems"):
+            model(**inputs, labels=codes.masked_fill(torch.arange(4) == 3, wrong))
     assert model.get_input_embeddings() is model.decoder.embed_tokens
+    with pytest.raises(ValueError, match="no vocabulary"):
+        model.resize_token_embeddings(10)
 
 
 @pytest.mark.parametrize("name", ["paper", "told_masks", "a3_parallel"])
@@ -79,11 +88,15 @@ def test_settings_of_generation_are_followed_or_refused(model, tmp_path):
             model.generate(**inputs, **other)
         with pytest.raises(ValueError, match=rf"got \['{name}'\]"):
             model.generate(**inputs, generation_config=GenerationConfig(**other))
-    nothing = GenerationConfig(num_beams=1, repetition_penalty=1.0, use_cache=True, num_return_sequences=1)
-    assert torch.equal(model.generate(**inputs, generation_config=nothing), greedy)
-    for idle in ({"num_return_sequences": 2}, {"top_p": 0.5}):
+    nothing = GenerationConfig(num_beams=1, repetition_penalty=1.0, use_cache=True, temperature=1.0, min_length=0)
+    assert torch.equal(model.generate(**inputs, generation_config=nothing, top_p=1.0, output_scores=False), greedy)
+    with pytest.raises(ValueError, match=r"got \['use_cache'\]"):
+        model.generate(**inputs, use_cache=False)
+    for idle in ({"num_return_sequences": 2}, {"top_p": 0.5}, {"generation_config": GenerationConfig(temperature=0.7)}):
         with pytest.raises(ValueError, match="do_sample=True"):
             model.generate(**inputs, **idle)
+    with pytest.raises(ValueError, match="got dict"):
+        model.generate(**inputs, generation_config={"do_sample": True})
     with pytest.raises(ValueError, match="at least 1, got 0"):
         model.generate(**inputs, do_sample=True, num_return_sequences=0)
 
@@ -93,6 +106,8 @@ def test_settings_of_generation_are_followed_or_refused(model, tmp_path):
     loaded = MssForConditionalGeneration.from_pretrained(tmp_path)
     assert len(loaded.generate(**inputs)) == 6
     assert torch.equal(loaded.generate(**inputs, do_sample=False), greedy)
+    part = loaded.generate(**inputs, generation_config=GenerationConfig(top_k=1))  # the rest is as saved
+    assert torch.equal(part, greedy.repeat_interleave(3, dim=0))
     (tmp_path / "generation_config.json").unlink()
     assert torch.equal(MssForConditionalGeneration.from_pretrained(tmp_path).generate(**inputs), greedy)
 
@@ -155,6 +170,8 @@ def test_plain_trainer_trains_and_evaluates(tmp_path):
     frozen = {name: value.clone() for name, value in model.codec.state_dict().items()}
     trainer.train()
     assert trainer.evaluate()["eval_loss"] < 0.95 * before
+    predictions = trainer.predict(data[:5]).predictions
+    assert [len(values) for values in predictions] == [5, 5]  # logits and masks; no means over a batch
     assert all(torch.equal(value, frozen[name]) for name, value in model.codec.state_dict().items())
 
 
@@ -163,10 +180,13 @@ def test_configurations_of_half_a_model_are_refused():
         MssConfig(decoder_config={"hidden_size": 320})
     config = MssConfig(decoder_config={"attention_dropout": 0.0})
     assert (config.decoder_config.hidden_size, config.decoder_config.attention_dropout) == (2048, 0.0)
-    with pytest.raises(ValueError, match=r"`model_type` 'hubert' with conditional_encoder='hubert', got 'mss_encoder'"):
+    with pytest.raises(ValueError, match=r"must be a HubertConfig \(`model_type` 'hubert'\), got 'mss_encoder'"):
         MssConfig(conditional_encoder="hubert", encoder_config=MssEncoderConfig())
     with pytest.raises(ValueError, match="got 'hubert'"):
-        tiny_config().__class__(encoder_config=HubertConfig().to_dict())
+        MssConfig(encoder_config=HubertConfig().to_dict())
+    for part in ({"decoder_config": Qwen2Config()}, {"codec_config": DacConfig()}):
+        with pytest.raises(ValueError, match=rf"`{next(iter(part))}` must be a (Llama|HCodec)Config"):
+            MssConfig(**part)
 
 
 def test_a_codec_is_called_as_others_are(tmp_path):
@@ -176,7 +196,7 @@ def test_a_codec_is_called_as_others_are(tmp_path):
     waveform = np.random.default_rng(0).uniform(-1, 1, 10000).astype(np.float32)
     inputs = AutoFeatureExtractor.from_pretrained(tmp_path)(waveform, sampling_rate=48000, return_tensors="pt")
     assert inputs["input_values"].shape == (1, 1, 11520)
-    codes = codec.encode(inputs["input_values"])
+    codes = codec.encode(**inputs)
     same = codec.encode(torch.from_numpy(waveform)[None])
     assert codes.audio_codes.shape == (1, 6, 4) and torch.equal(codes.audio_codes, same.audio_codes)
     assert torch.equal(codes.audio_codes[:, 0::2].mT, codes.acoustic_codes)
@@ -184,7 +204,7 @@ def test_a_codec_is_called_as_others_are(tmp_path):
     with torch.no_grad():
         audio = codec.decode(audio_codes=codes.audio_codes).audio_values
         assert torch.equal(audio, codec.decode(codes.acoustic_codes, codes.semantic_codes).audio_values)
-        output = codec(inputs["input_values"])
+        output = codec(**inputs)
     assert torch.equal(output.audio_codes, codes.audio_codes)
     torch.testing.assert_close(output.audio_values, audio[..., :11520])  # of latents that went straight through
     for wrong in ({}, {"acoustic_codes": codes.acoustic_codes}, {**codes}):
@@ -192,6 +212,8 @@ def test_a_codec_is_called_as_others_are(tmp_path):
             codec.decode(**wrong)
     with pytest.raises(ValueError, match=r"\(batch, 1, samples\), the codec is mono, got \(1, 2, 100\)"):
         codec.encode(torch.zeros(1, 2, 100))
+    with pytest.raises(ValueError, match=r"full scale 1, got torch\.int16"):
+        codec.encode(torch.zeros(1, 100, dtype=torch.int16))
 
 
 def test_half_precision_changes_no_codes(tmp_path, four_sounds):
@@ -206,6 +228,7 @@ def test_half_precision_changes_no_codes(tmp_path, four_sounds):
     assert half.decoder.embed.weight.dtype == torch.bfloat16
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(codec.encode(four_sounds).audio_codes, expected.audio_codes)
+    assert half.forward(four_sounds).reconstructed_semantic_features.isfinite().all()
     audio, exact = (one.decode(audio_codes=expected.audio_codes).audio_values for one in (half, codec))
     assert 20 * torch.log10(exact.norm() / (audio - exact).norm()) > 20
 
@@ -240,7 +263,7 @@ class EightBitLinear(nn.Module):
         self.scale, self.bias = scale, linear.bias
 
     def forward(self, x):
-        assert x.is_floating_point()
+        assert x.is_floating_point() and x.dim() <= 3
         return nn.functional.linear(x, (self.weight.to(x.dtype) - 128) * self.scale, self.bias)
 
 

@@ -6,7 +6,8 @@ import torch
 from scipy import stats
 from transformers import GenerationConfig
 
-from modeling_mss.generation_mss import CodeSampler, CounterNoise, MssGenerateOutput, hash_words
+from modeling_mss.generation_mss import CodeSampler, MssGenerateOutput
+from modeling_mss.noise_mss import CounterNoise, hash_words
 from tests.test_model import variant, window
 
 

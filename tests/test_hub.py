@@ -42,6 +42,7 @@ codes = model.generate(**processor(song, sampling_rate=44100))
 pipe = pipeline("audio-source-separation", model=model_id, trust_remote_code=True)
 stems = pipe(song, sampling_rate=44100)
 pipe.save_pretrained(save_dir)
+model.save_pretrained(save_dir + "_alone")
 print([int(codes.sum()), *[float(np.abs(stem["audio"]).sum()) for stem in stems]])
 """
 
@@ -80,36 +81,32 @@ def expected(model_dir):
     return [int(codes.sum()), *[float(np.abs(stem["audio"]).sum()) for stem in pipe(song, sampling_rate=44100)]]
 
 
-def test_a_stranger_loads_from_the_hub_and_what_they_save_is_whole(model_dir, expected, tmp_path):
+def test_strangers_load_separate_save_and_train_without_the_package(model_dir, expected, tmp_path):
+    """From the Hub to a folder, and with it the example, which trains, saves and loads once more."""
     (tmp_path / "hub" / "org").mkdir(parents=True)
     (tmp_path / "hub" / "org" / "name").symlink_to(model_dir)
     (tmp_path / "stranger.py").write_text(STRANGER)
     (tmp_path / "elsewhere").mkdir()
-    arguments = ["org/name", str(tmp_path / "saved")]
+    saved, tuned = tmp_path / "saved", tmp_path / "tuned"
     with serve(tmp_path / "hub") as address:
-        printed = run_as_stranger(
-            tmp_path / "stranger.py", arguments, tmp_path / "elsewhere", HF_ENDPOINT=address, HF_HUB_OFFLINE="0"
-        )
+        online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
+        arguments = ["org/name", str(saved)]
+        printed = run_as_stranger(tmp_path / "stranger.py", arguments, tmp_path / "elsewhere", **online)
     assert json.loads(printed[-1]) == pytest.approx(expected, rel=1e-5)
-    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == sorted(os.listdir(model_dir))
+    assert sorted(os.listdir(saved)) == sorted(os.listdir(model_dir))
+    alone = read_config(tmp_path / "saved_alone" / "config.json")
+    assert alone["model_type"] == "mss" and "custom_pipelines" not in alone
 
-
-def test_the_example_runs_without_the_package_and_what_it_saves_is_a_repository(model_dir, tmp_path):
-    """A codec and a separator as folders; the codec is a repository of its own."""
     codec = tiny_codec()
     codec.save_pretrained(tmp_path / "codec")
     save_feature_extractor(codec.config, tmp_path / "codec")
-    tuned = tmp_path / "tuned"
-    arguments = ["--model", model_dir, "--codec", str(tmp_path / "codec"), "--output_dir", str(tuned)]
+    arguments = ["--model", str(saved), "--codec", str(tmp_path / "codec"), "--output_dir", str(tuned)]
     printed = run_as_stranger(REPOSITORY / "examples" / "transformers_api.py", arguments, tmp_path)
     separated, losses, loaded = [line for line in printed if not line.startswith("{")]
     assert separated == "3 windows, codes (3, 4, 100, 4), stems (4, 384000) at 48000 Hz"
     before, after = map(float, re.findall(r"\d+\.\d+", losses))
     assert after < before and loaded.endswith("the same codes")
     assert set(os.listdir(model_dir)) <= set(os.listdir(tuned))
-    assert pipeline("audio-source-separation", model=str(tuned), trust_remote_code=True)(
-        np.zeros(48000, dtype=np.float32), sampling_rate=48000, output="masked"
-    )
 
 
 def test_with_the_package_no_flag_is_needed(model_dir):

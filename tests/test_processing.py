@@ -64,6 +64,8 @@ def test_feature_extractor_checks_the_rate_and_the_shape(caplog):
         extractor([np.zeros(9600), np.zeros(9601)], sampling_rate=48000)
     with pytest.raises(ValueError, match="got 'tf'"):
         extractor(np.zeros(9600), sampling_rate=48000, return_tensors="tf")
+    with pytest.raises(ValueError, match=r"full scale 1, got torch\.int16"):
+        extractor(np.zeros(9600, dtype=np.int16), sampling_rate=48000)
     assert extractor(np.zeros(1), sampling_rate=48000).input_features.shape == (1, 3, 120)
     waveform = MssFeatureExtractor(features="waveform")(np.zeros((2, 1, 192000)), 48000, return_tensors="np")
     assert isinstance(waveform.input_values, np.ndarray) and waveform.input_values.shape == (2, 64000)
@@ -225,8 +227,15 @@ def test_several_songs_are_one_batch(caplog):
     assert torch.equal(inputs.input_features, torch.cat(each))
     with pytest.raises(ValueError, match=r"has 1 windows of 192000 samples.*got shape \(3, 4, 192000\)"):
         processor.stitch(torch.zeros(3, 4, 192000), plans[1])
+    windows = torch.randn(3, 4, 192000)
+    first, second = processor.stitch(windows, plans)
+    assert torch.equal(first, processor.stitch(windows[:2], plans[0])) and second.shape == (4, 9600)
+    with pytest.raises(ValueError, match=r"have \[2, 1\] windows, got 6"):
+        processor.stitch(torch.zeros(6, 4, 192000), plans)
     assert processor.plan(noise.tolist()) == processor.plan(noise, sampling_rate=48000)  # numbers are one song
     assert isinstance(processor(noise, 48000, return_tensors="np").input_features, np.ndarray)
+    with pytest.raises(ValueError, match="can be channels or songs"):
+        processor([[0.0, 0.1], [0.1, 0.0]], sampling_rate=48000)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,7 @@ class SeparatorStage(Stage):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.config.untrained = False
         model.config.outputs = model.config.possible_outputs
+        model.config.num_candidates = training_config.separator.model.get("num_candidates", model.config.num_candidates)
         model.generation_config = GenerationConfig(**dataclasses.asdict(training_config.separator.generation))
         self.players = {PLAYER: model}
         self.processor = _processor_of(model.config, self.config.crops.crop_s)
