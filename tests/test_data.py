@@ -2,10 +2,7 @@
 
 import itertools
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import av
@@ -27,6 +24,7 @@ from data_mss.musdb18 import VALIDATION_SONGS, prepare_musdb18
 from data_mss.stem_folders import prepare_stem_folders
 from data_mss.streaming import StreamingStemDataset, song_rows
 from processing_mss import AudioReadError, read_audio
+from tests.launching import fork_server
 
 STEMS = ["vocals", "drums", "bass", "other"]
 
@@ -219,19 +217,17 @@ def test_a_killed_preparation_goes_on_where_it_stopped(tmp_path):
     root = tmp_path / "songs"
     for i in range(30):
         write_song(root / f"song {i:02}", seed=i, seconds=1.0)
-    code = "import sys; from data_mss.stem_folders import prepare_stem_folders as p; print(p(*sys.argv[1:]))"
-    command = [sys.executable, "-c", code, str(root), str(tmp_path / "out")]
     manifest = tmp_path / "out" / "manifest.jsonl"
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None:
+    process = fork_server().Process(target=prepare_stem_folders, args=(root, tmp_path / "out"))
+    process.start()
+    while process.is_alive():
         if manifest.exists() and manifest.read_bytes().count(b"\n") >= 5:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
+            process.kill()
+            process.join()
         time.sleep(0.001)
-    assert process.returncode == -signal.SIGKILL
+    assert process.exitcode == -signal.SIGKILL
     assert manifest.read_bytes().count(b"\n") < 30
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    assert not prepare_stem_folders(root, tmp_path / "out").failures
     ids = [song.id for song in read_manifest(manifest)]
     assert sorted(ids) == [f"song {i:02}" for i in range(30)]
 

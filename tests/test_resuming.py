@@ -15,7 +15,8 @@ from transformers import HubertModel
 
 import train_accelerate
 from modeling_mss import MssForConditionalGeneration
-from tests.test_training import arguments, losses, read_log, run_training, start_training, weights_of
+from tests.launching import run_training, start_training
+from tests.test_training import arguments, losses, read_log, weights_of
 from tests.tiny import small_corpus, tiny_codec, tiny_hubert_config, tiny_training_config
 from training_mss import reporting, run_state
 from training_mss.run_state import RunState, last_state, newest_whole, restore_replaced, save_checkpoint
@@ -136,7 +137,7 @@ def test_a_killed_run_of_two_processes_goes_on_as_if_nothing_had_happened(tmp_pa
     for process in running:
         process.kill()
     for process in running:
-        process.communicate()
+        process.join()
     assert not (killed / "final").exists(), "the run was over before it could be killed"
     resumed = arguments("separator", config, corpus, killed, "--resume", *more)
     run_training(resumed, 2)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 
 import train_accelerate
 from modeling_mss import HCodecConfig, HCodecModel, MssConfig, MssForConditionalGeneration
+from tests.launching import run_training
 from tests.tiny import small_corpus, tiny_codec, tiny_model, tiny_processor, tiny_training_config
 from training_mss import half_precision
 from training_mss.configuration import load_config
@@ -75,42 +75,6 @@ def losses(record: dict) -> dict:
 def weights_of(output_dir: Path) -> bytes:
     """The exported weights, byte by byte."""
     return (output_dir / "final" / "model.safetensors").read_bytes()
-
-
-def start_training(arguments: list[str], processes: int, **environment: str) -> list[subprocess.Popen]:
-    """The script in other processes, which find each other as those of a launcher do."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-    code = (
-        "import sys, torch, train_accelerate; torch.set_num_threads(1); sys.exit(train_accelerate.main(sys.argv[1:]))"
-    )
-    running = []
-    for rank in range(processes):
-        place = {**address, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-        running.append(
-            subprocess.Popen(
-                [sys.executable, "-c", code, *arguments],
-                env={**ENVIRONMENT, **(place if processes > 1 else {}), **environment},
-                cwd=ROOT,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    return running
-
-
-def run_training(arguments: list[str], processes: int, **environment: str) -> None:
-    """The same, until it is done."""
-    running = start_training(arguments, processes, **environment)
-    try:
-        for process in running:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors[-4000:]
-    finally:
-        for process in running:
-            process.kill()
 
 
 def test_three_stages_on_two_processes_equal_one_process_with_twice_the_batch(tmp_path, config, corpus):
