@@ -59,8 +59,8 @@ def test_a_run_goes_on_from_the_last_whole_checkpoint_as_if_nothing_had_happened
 ):
     """As after the machine went down in the last step: a log of all, half a line, and a checkpoint half of zeros."""
     HubertModel(tiny_hubert_config()).save_pretrained(tmp_path / "heard_through")
-    inputs = {"hubert": ["--set", "hubert.relabel_step=3"], "codec": ["--hubert", f"{tmp_path}/heard_through"]}
-    more = inputs.get(stage, ["--codec", codec_dir])
+    inputs = {"hubert": [], "codec": ["--hubert", f"{tmp_path}/heard_through"], "separator": ["--codec", codec_dir]}
+    more = [*inputs[stage], "--set", "hubert.relabel_step=3", f"{stage}.generated_crops=1"]
     whole = tmp_path / "whole"
     assert train_accelerate.main(arguments(stage, config, corpus, whole, *more)) == 0
 
@@ -191,7 +191,7 @@ def test_a_full_disk_leaves_nothing_half_and_the_run_goes_on_when_there_is_room(
     tmp_path, config, corpus, codec_dir, capsys, monkeypatch
 ):
     output_dir = tmp_path / "run"
-    more = ["--codec", codec_dir, "--max_steps", "2", "--resume", "--set", "separator.generated_crops=0"]
+    more = ["--codec", codec_dir, "--max_steps", "2", "--resume"]
 
     def error_of_run() -> str:
         assert train_accelerate.main(arguments("separator", config, corpus, output_dir, *more)) == 1

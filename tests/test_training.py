@@ -91,6 +91,7 @@ def test_three_stages_on_two_processes_equal_one_process_with_twice_the_batch(tm
             (tmp_path / name).mkdir(exist_ok=True)
             slow = f"{stage}.optimizer.learning_rate=2e-4"  # Adam turns gradients near 0 into steps as large as others
             settings = ["--set", f"{stage}.crops.batch_size={batch_size}", slow, *more]
+            settings.insert(1, f"separator.generated_crops={processes - 1}")
             run_training(arguments(stage, config, corpus, tmp_path / name / stage, *settings), processes)
         one, two = (read_log(tmp_path / name / stage) for name in ("one", "two"))
         assert list(one) == list(two) == [1, 2, 3, 4]
@@ -102,6 +103,7 @@ def test_three_stages_on_two_processes_equal_one_process_with_twice_the_batch(tm
             left_out = ("train/ratio_mask", "train/commitment", "train/loss") if chosen_anew else ()
             ours, theirs = ({k: v for k, v in losses(run[step]).items() if k not in left_out} for run in (one, two))
             assert ours == pytest.approx(theirs, rel=1e-2 if chosen_anew else 1e-4, abs=1e-4), (stage, step)
+    assert list((tmp_path / "two" / "separator").rglob("vocals_expected.wav"))
     final = tmp_path / "one" / "separator" / "final"
     assert "CC0-1.0" in (final / "README.md").read_text()
     model = MssForConditionalGeneration.from_pretrained(final)
@@ -240,6 +242,7 @@ def test_a_worker_that_cannot_read_a_file_ends_the_run_with_its_name(
 def test_the_bank_and_the_device_corpus_train_too(tmp_path, config, corpus, codec_dir):
     for mode in ("device", "bank"):
         settings = [f"separator.crops.input={mode}", "separator.crops.bank_size=6", "separator.crops.bank_refresh=2"]
+        settings.append(f"separator.generated_crops={int(mode == 'bank')}")
         output_dir = tmp_path / mode
         more = ["--codec", codec_dir, "--report_to", "tensorboard", "--set", *settings]
         assert train_accelerate.main(arguments("separator", config, corpus, output_dir, *more)) == 0
@@ -291,7 +294,7 @@ def test_the_papers_model_takes_a_step_with_fewer_layers():
     codes = torch.randint(1024, (1, 4, 12, 16))
     model(input_features=torch.randn(1, 24, 120), audio_codes=codes, return_logits=False).loss.backward()
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in trained.values())
+    assert all(weight.grad is not None and weight.grad.sum().isfinite() for weight in trained.values())
     layer = sum(weight.numel() for name, weight in trained.items() if name.startswith("decoder.layers.0."))
     assert layer == 4 * 2048**2 + 3 * 2048 * 8192 + 2 * 2048
 
