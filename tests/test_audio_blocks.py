@@ -64,7 +64,7 @@ NAMES = [*(f"song.{suffix}" for suffix in (*BY_LIBSNDFILE, *BY_FFMPEG)), "uncoun
 
 @pytest.mark.parametrize("name", NAMES)
 @given(block_samples=st.one_of(st.integers(64, 3000), st.integers(1, 300000)), as_bytes=st.booleans())
-@settings(max_examples=8)
+@settings(max_examples=5)
 def test_blocks_are_what_is_read_at_once(encoded, name, block_samples, as_bytes):
     source = encoded[name].read_bytes() if as_bytes else encoded[name]
     whole, rate = read_audio(source)

@@ -279,12 +279,12 @@ def corpus(tmp_path_factory):
 
 
 def test_crops_depend_on_seed_epoch_and_index_alone(corpus):
-    dataset = StemDataset(corpus, remix_probability=0.5, epoch_size=12, seed=3)
+    dataset = StemDataset(corpus, crop_s=1.0, remix_probability=0.5, epoch_size=12, seed=3)
     epochs = {}
     for epoch, num_workers in itertools.product((0, 1), (0, 1, 3)):
         dataset.set_epoch(epoch)
         crops = torch.cat([batch["stems"] for batch in DataLoader(dataset, batch_size=2, num_workers=num_workers)])
-        assert crops.shape == (12, 4, 192000)
+        assert crops.shape == (12, 4, 48000)
         assert torch.equal(crops, epochs.setdefault(epoch, crops))
     assert not torch.equal(epochs[0], epochs[1])
     # Workers that live longer than an epoch draw other crops in the next one.
@@ -327,7 +327,7 @@ def test_sources_are_drawn_by_weight_and_confidence(tmp_path, corpus):
     write_song(tmp_path / "songs" / "other one", seed=9)
     prepare_stem_folders(tmp_path / "songs", tmp_path / "second", source="second")
     songs = read_manifest(corpus) + read_manifest(tmp_path / "second")
-    dataset = StemDataset(songs, source_weights={"stems": 1.0, "second": 3.0}, epoch_size=80)
+    dataset = StemDataset(songs, crop_s=1.0, source_weights={"stems": 1.0, "second": 3.0}, epoch_size=80)
     second = sum(dataset[i]["song_ids"][0] == "other one" for i in range(80))
     assert 48 <= second <= 72  # 60 expected
     for song in songs:

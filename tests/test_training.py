@@ -22,7 +22,6 @@ from training_mss.optimization import learning_rate_factor
 from training_mss.separator_step import SeparatorStage
 
 ROOT = Path(__file__).resolve().parents[1]
-ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -299,16 +298,20 @@ def test_the_papers_model_takes_a_step_with_fewer_layers():
     assert layer == 4 * 2048**2 + 3 * 2048 * 8192 + 2 * 2048
 
 
-def test_it_runs_on_a_machine_without_audio_and_evaluation_packages(tmp_path, config, corpus, codec_dir):
+def test_it_packs_and_trains_on_a_machine_without_audio_and_evaluation_packages(tmp_path, config, corpus, codec_dir):
     missing = ["soundfile", "av", "datasets", "gradio", "evaluate", "matplotlib", "tensorboard", "torchaudio", "scipy"]
     code = (
-        f"import sys; sys.modules.update(dict.fromkeys({missing}))\n"  # None: not there
-        "import train_accelerate; sys.exit(train_accelerate.main(sys.argv[1:]))"
+        f"import sys; sys.modules.update(dict.fromkeys({[*missing, 'librosa']}))\n"  # None: not there
+        "import train_accelerate; from data_mss.packing import prepare_packed\n"
+        f"assert prepare_packed([{str(corpus)!r}], {str(tmp_path / 'packed')!r}, sampling_rate=48000).written == 3\n"
+        "sys.exit(train_accelerate.main(sys.argv[1:]))"
     )
     more = ["--codec", codec_dir, "--max_steps", "2", "--set", "separator.crops.input=device"]
-    settings = arguments("separator", config, corpus, tmp_path / "run", *more)
+    more.append("separator.generated_crops=1")
+    settings = arguments("separator", config, tmp_path / "packed", tmp_path / "run", *more)
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
-        [sys.executable, "-c", code, *settings], env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, *settings], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 0, result.stderr[-4000:]
     assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
