@@ -142,7 +142,8 @@ def test_every_ablation_trains_through_its_configuration(tmp_path, corpus, base)
     codec = tiny_codec(num_codebooks=16)
     codec.save_pretrained(tmp_path / "codec")
     output_dir = tmp_path / "run"
-    more = ["--codec", str(tmp_path / "codec"), "--max_steps", "6"]
+    generated = int(base in ("paper_a1.yaml", "paper_a3.yaml"))  # from another input, and in parallel
+    more = ["--codec", str(tmp_path / "codec"), "--max_steps", "6", "--set", f"separator.generated_crops={generated}"]
     assert train_accelerate.main(arguments("separator", config, corpus, output_dir, *more)) == 0
     losses = [record["train/loss"] for record in read_log(output_dir).values()]
     assert losses[-1] < losses[0] - 0.5
@@ -155,6 +156,7 @@ def test_every_ablation_trains_through_its_configuration(tmp_path, corpus, base)
     }[base]
     config = model.config
     assert (config.conditional_encoder, config.track_generation, config.codebook_loss_weights[0]) == expected
+    assert len(list(output_dir.rglob("vocals_generated.wav"))) == 2 * generated  # at steps 4 and 6
     if base == "paper_a1.yaml":  # the codec's HuBERT, and it did not change
         ours, theirs = model.encoder.state_dict(), codec.semantic_model.state_dict()
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
