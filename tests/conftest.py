@@ -19,6 +19,15 @@ settings.register_profile("mss", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("mss")
 torch.set_num_threads(1)  # tiny tensors: more threads wait for each other, above all on a busy machine
 
+# The longest tests, so that none of them runs alone at the end; and all that fork from the server of `launching.py`,
+# so that few processes of pytest-xdist start one.
+FIRST = ["training", "resuming", "peer", "render", "pseudo_labels", "data", "audio_blocks"]
+
+
+def pytest_collection_modifyitems(items):
+    places = {f"test_{name}.py": place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(FIRST)))
+
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:

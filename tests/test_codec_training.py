@@ -149,13 +149,13 @@ def test_discriminator_learns_to_tell_noise_from_sines():
     # 2: what one pays who cannot tell them apart.
     assert discriminator_loss(real, fake).item() == pytest.approx(2, abs=0.1)
     optimizer = torch.optim.AdamW(discriminator.parameters(), 5e-3)
-    for _ in range(80):
+    for _ in range(60):
         sines, noise = draw()
         discriminator_loss(discriminator(sines), discriminator(noise)).backward()
         optimizer.step()
         optimizer.zero_grad()
     sines, noise = map(discriminator, draw())
-    assert discriminator_loss(sines, noise) < 1  # here 0.2
+    assert discriminator_loss(sines, noise) < 1  # here 0.6
     assert all(s[-1].mean() > f[-1].mean() + 0.5 for s, f in zip(sines, noise))
     assert adversarial_loss(noise) > adversarial_loss(sines) + 1  # the generator's aim is the opposite
     assert feature_matching_loss(sines, noise) > 0.1
@@ -207,14 +207,14 @@ def test_losses_without_weight_are_not_computed(hubert_dir, four_sounds):
 def test_tiny_codec_learns_four_sounds(hubert_dir, four_sounds, tmp_path):
     losses = CodecLossConfig(ratio_mask=1.0)
     stage = make_stage(hubert_dir, DiscriminatorConfig(start_step=None), losses, quantizer_dropout=0.1)
-    stems = four_sounds[None, :, :48000]
+    stems = four_sounds[None, :, :24000]
     batch = {"stems": stems, "mixture": stems.sum(dim=1)}
     hubert = HubertModel.from_pretrained(hubert_dir).state_dict()
     before = stage.validate(batch)
     train(stage, batch, range(40))
     state = {name: value.clone() for name, value in stage.codec.state_dict().items()}
     after = stage.validate(batch)
-    # Here mel falls from 3.8 to 2.4; mixture -6.4 dB, untrained (equal masks) -0.6, trained 12, ideal mask 22.
+    # Here mel falls from 3.8 to 2.4; mixture -8.0 dB, untrained (equal masks) -2.1, trained 10, ideal mask 21.
     assert after["mel"] < before["mel"] - 1
     assert after["usdr_mixture"] + 12 < after["usdr_ratio_mask"] < after["usdr_ideal_mask"]
     assert after["usdr_ratio_mask"] > before["usdr_ratio_mask"] + 7
@@ -226,7 +226,7 @@ def test_tiny_codec_learns_four_sounds(hubert_dir, four_sounds, tmp_path):
         and scores["si_sdr_filtered"] > 5
         and torch.equal(samples["bass_reference"], stems[0, 2])
     )
-    assert len(samples) == 13 and all(value.shape == (48000,) for value in samples.values())
+    assert len(samples) == 13 and all(value.shape == (24000,) for value in samples.values())
     assert stage.codec.training and all(torch.equal(state[k], v) for k, v in stage.codec.state_dict().items())
 
     stage.export(tmp_path)

@@ -2,10 +2,7 @@
 
 import itertools
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import av
@@ -27,6 +24,7 @@ from data_mss.musdb18 import VALIDATION_SONGS, prepare_musdb18
 from data_mss.stem_folders import prepare_stem_folders
 from data_mss.streaming import StreamingStemDataset, song_rows
 from processing_mss import AudioReadError, read_audio
+from tests.launching import fork_server
 
 STEMS = ["vocals", "drums", "bass", "other"]
 
@@ -219,19 +217,17 @@ def test_a_killed_preparation_goes_on_where_it_stopped(tmp_path):
     root = tmp_path / "songs"
     for i in range(30):
         write_song(root / f"song {i:02}", seed=i, seconds=1.0)
-    code = "import sys; from data_mss.stem_folders import prepare_stem_folders as p; print(p(*sys.argv[1:]))"
-    command = [sys.executable, "-c", code, str(root), str(tmp_path / "out")]
     manifest = tmp_path / "out" / "manifest.jsonl"
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None:
+    process = fork_server().Process(target=prepare_stem_folders, args=(root, tmp_path / "out"))
+    process.start()
+    while process.is_alive():
         if manifest.exists() and manifest.read_bytes().count(b"\n") >= 5:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
+            process.kill()
+            process.join()
         time.sleep(0.001)
-    assert process.returncode == -signal.SIGKILL
+    assert process.exitcode == -signal.SIGKILL
     assert manifest.read_bytes().count(b"\n") < 30
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    assert not prepare_stem_folders(root, tmp_path / "out").failures
     ids = [song.id for song in read_manifest(manifest)]
     assert sorted(ids) == [f"song {i:02}" for i in range(30)]
 
@@ -283,12 +279,12 @@ def corpus(tmp_path_factory):
 
 
 def test_crops_depend_on_seed_epoch_and_index_alone(corpus):
-    dataset = StemDataset(corpus, remix_probability=0.5, epoch_size=12, seed=3)
+    dataset = StemDataset(corpus, crop_s=1.0, remix_probability=0.5, epoch_size=12, seed=3)
     epochs = {}
     for epoch, num_workers in itertools.product((0, 1), (0, 1, 3)):
         dataset.set_epoch(epoch)
         crops = torch.cat([batch["stems"] for batch in DataLoader(dataset, batch_size=2, num_workers=num_workers)])
-        assert crops.shape == (12, 4, 192000)
+        assert crops.shape == (12, 4, 48000)
         assert torch.equal(crops, epochs.setdefault(epoch, crops))
     assert not torch.equal(epochs[0], epochs[1])
     # Workers that live longer than an epoch draw other crops in the next one.
@@ -331,7 +327,7 @@ def test_sources_are_drawn_by_weight_and_confidence(tmp_path, corpus):
     write_song(tmp_path / "songs" / "other one", seed=9)
     prepare_stem_folders(tmp_path / "songs", tmp_path / "second", source="second")
     songs = read_manifest(corpus) + read_manifest(tmp_path / "second")
-    dataset = StemDataset(songs, source_weights={"stems": 1.0, "second": 3.0}, epoch_size=80)
+    dataset = StemDataset(songs, crop_s=1.0, source_weights={"stems": 1.0, "second": 3.0}, epoch_size=80)
     second = sum(dataset[i]["song_ids"][0] == "other one" for i in range(80))
     assert 48 <= second <= 72  # 60 expected
     for song in songs:

@@ -1,8 +1,6 @@
 """Packed songs, crops from the device's memory, and the bank of encoded crops."""
 
 import shutil
-import subprocess
-import sys
 from functools import partial
 
 import numpy as np
@@ -307,29 +305,3 @@ def test_sums_of_stems_stay_sums_from_the_manifest_to_the_batch(tmp_path):
     tracks = corpus["stems"][~corpus["known"][:, 1], 3, :50]
     distances = (batch["stems"][:, None, 3, :50] - tracks).abs().amax(dim=2)  # of each crop's other to backing tracks
     assert torch.equal(whole, distances.amin(dim=1) > 1e-3)
-
-
-def test_training_reads_packed_songs_without_audio_libraries(packed):
-    """As on a machine where they are not installed: every finder of modules misses them."""
-    code = f"""
-import sys
-class Without:
-    def __init__(self, finder):
-        self.finder = finder
-    def find_spec(self, name, path=None, target=None):
-        missing = name.split(".")[0] in ("soundfile", "av", "datasets", "gradio", "librosa", "scipy")
-        return None if missing else self.finder.find_spec(name, path, target)
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
-import data_mss.augmentation, data_mss.packing, data_mss.token_bank
-from data_mss.dataset import Place, StemDataset
-from data_mss.device_corpus import DeviceCorpus
-dataset = StemDataset({str(packed)!r}, crop_s=1.0, sampling_rate={RATE})
-stems = DeviceCorpus(dataset, "cpu").crops([0])["stems"][0]
-assert (stems == dataset[0]["stems"]).all() and stems.abs().max() > 0
-data_mss.packing.prepare_packed([{str(packed)!r}], {str(packed / "again")!r}, sampling_rate=4000)
-assert not {{"soundfile", "av", "datasets", "gradio"}} & set(sys.modules)
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr

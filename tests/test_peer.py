@@ -69,9 +69,10 @@ def files_of(architecture: str, final: Path) -> list[str]:
 def test_a_peer_learns_and_resumes_exactly_and_is_a_baseline(tmp_path, config, corpus, architecture):
     pytest.importorskip(PACKAGES[architecture])
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert train_accelerate.main(arguments(config, corpus, whole, architecture, "peer.max_steps=4")) == 0
+    more = ["peer.max_steps=4", "peer.generated_crops=1"]
+    assert train_accelerate.main(arguments(config, corpus, whole, architecture, *more)) == 0
     for steps in (2, 4):
-        more = [f"peer.max_steps={steps}", "peer.generated_crops=0", "--resume"]
+        more = [f"peer.max_steps={steps}", "--resume"]
         assert train_accelerate.main(arguments(config, corpus, stopped, architecture, *more)) == 0
     losses = read_log(whole, "train/loss")
     assert min(losses[-2:]) < losses[0] and losses == read_log(stopped, "train/loss")
@@ -185,7 +186,7 @@ def table_arguments(folder: Path, corpus: Path, config: Path, rows: dict, **fiel
 def test_two_rows_are_trained_and_scored_in_one_table(tmp_path, config, corpus, capsys):
     pytest.importorskip("demucs")
     tiny_codec().save_pretrained(tmp_path / "codec")
-    few = {"max_steps": 2, "generated_crops": 0}
+    few = {"max_steps": 2}
     rows = {"main": {}, "htdemucs": {"stage": "peer", "changes": {"peer": {"model": {"architecture": "htdemucs"}}}}}
     evaluate = ["--split", "validation", "--metrics", "usdr", "--excerpt_s", "1", "--outputs", "filtered"]
     shared = {"separator": few, "peer": {**few, "optimizer": {"learning_rate": 1e-5}}}

@@ -24,9 +24,9 @@ from data_mss.sharding import shard_of_this_process
 from data_mss.teachers import HTDemucsTeacher, load_teacher
 from processing_mss import read_audio, write_audio
 from processing_mss.resampling_mss import resample
+from tests.launching import fork_server
 from tests.test_voice_activity import piece_of
 
-ROOT = Path(__file__).resolve().parents[1]
 RATE = 8000
 
 
@@ -348,21 +348,24 @@ def test_a_kill_between_any_two_writes_is_repaired(songs_dir, tmp_path):
     assert labels_of(output) == expected and not temporary.parent.exists()
 
 
+class SlowTeacher(HalvesTeacher):
+    def separate(self, waveform):
+        time.sleep(0.2)
+        return super().separate(waveform)
+
+
 def test_a_killed_process_loses_nothing(songs_dir, tmp_path):
     output = tmp_path / "out"
-    script = (
-        "import sys, time; from tests.test_pseudo_labels import *\n"
-        "class Slow(HalvesTeacher):\n"
-        "    def separate(self, waveform):\n"
-        "        time.sleep(0.2); return super().separate(waveform)\n"
-        "prepare_pseudo_labels(sys.argv[1], sys.argv[2], Slow(), 'energy')\n"
+    process = fork_server().Process(
+        target=prepare_pseudo_labels, args=(songs_dir, output, SlowTeacher(), "energy"), daemon=True
     )
-    process = subprocess.Popen([sys.executable, "-c", script, songs_dir, output], cwd=ROOT, stderr=subprocess.DEVNULL)
+    process.start()
     deadline = time.monotonic() + 60
-    while not list(output.rglob("segments.json")) and time.monotonic() < deadline and process.poll() is None:
+    while not list(output.rglob("segments.json")) and time.monotonic() < deadline and process.is_alive():
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     report = prepare_pseudo_labels(songs_dir, output, HalvesTeacher(), "energy")
     assert report.kept >= 1 and report.written + report.kept == 7
     assert len(labels_of(output)) == 12
@@ -388,21 +391,15 @@ def test_accelerate_gives_the_shard():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code = "from data_mss.sharding import shard_of_this_process as f; print(f())"
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=ROOT,
-            env=os.environ
-            | {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
-            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    assert [process.communicate(timeout=60)[0].strip() for process in ranks] == ["(0, 2)", "(1, 2)"]
+    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with fork_server().Pool(2) as pool:
+        ranks = [{**place, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+        assert pool.map_async(_shard, ranks, chunksize=1).get(timeout=60) == [(0, 2), (1, 2)]
+
+
+def _shard(environment: dict[str, str]) -> tuple[int, int]:
+    os.environ.update(environment)
+    return shard_of_this_process()
 
 
 def test_loud_stems_are_scaled_together_and_the_factor_is_kept(songs_dir, tmp_path):

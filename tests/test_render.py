@@ -14,6 +14,7 @@ from data_mss import render
 from data_mss.manifest import read_manifest
 from processing_mss import read_audio, write_audio
 from processing_mss.resampling_mss import resample
+from tests.launching import fork_server
 from tests.rendering import SOUNDFONT, make_config, needs_rendering, solo_config, spoken
 
 pytestmark = needs_rendering
@@ -36,7 +37,9 @@ def song(speech_dir):
 def corpus(tmp_path_factory, speech_dir):
     """Two rendered songs on disk, made by two processes."""
     folder = tmp_path_factory.mktemp("corpus")
-    report = prepare(folder, speech_dir, num_workers=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(render, "get_context", lambda method: {"spawn": fork_server()}[method])
+        report = prepare(folder, speech_dir, num_workers=2)
     assert report.written == 2 and not report.failures
     return folder
 

@@ -15,7 +15,8 @@ from transformers import HubertModel
 
 import train_accelerate
 from modeling_mss import MssForConditionalGeneration
-from tests.test_training import arguments, losses, read_log, run_training, start_training, weights_of
+from tests.launching import run_training, start_training
+from tests.test_training import arguments, losses, read_log, weights_of
 from tests.tiny import small_corpus, tiny_codec, tiny_hubert_config, tiny_training_config
 from training_mss import reporting, run_state
 from training_mss.run_state import RunState, last_state, newest_whole, restore_replaced, save_checkpoint
@@ -58,8 +59,8 @@ def test_a_run_goes_on_from_the_last_whole_checkpoint_as_if_nothing_had_happened
 ):
     """As after the machine went down in the last step: a log of all, half a line, and a checkpoint half of zeros."""
     HubertModel(tiny_hubert_config()).save_pretrained(tmp_path / "heard_through")
-    inputs = {"hubert": ["--set", "hubert.relabel_step=3"], "codec": ["--hubert", f"{tmp_path}/heard_through"]}
-    more = inputs.get(stage, ["--codec", codec_dir])
+    inputs = {"hubert": [], "codec": ["--hubert", f"{tmp_path}/heard_through"], "separator": ["--codec", codec_dir]}
+    more = [*inputs[stage], "--set", "hubert.relabel_step=3", f"{stage}.generated_crops=1"]
     whole = tmp_path / "whole"
     assert train_accelerate.main(arguments(stage, config, corpus, whole, *more)) == 0
 
@@ -136,7 +137,7 @@ def test_a_killed_run_of_two_processes_goes_on_as_if_nothing_had_happened(tmp_pa
     for process in running:
         process.kill()
     for process in running:
-        process.communicate()
+        process.join()
     assert not (killed / "final").exists(), "the run was over before it could be killed"
     resumed = arguments("separator", config, corpus, killed, "--resume", *more)
     run_training(resumed, 2)
@@ -190,7 +191,7 @@ def test_a_full_disk_leaves_nothing_half_and_the_run_goes_on_when_there_is_room(
     tmp_path, config, corpus, codec_dir, capsys, monkeypatch
 ):
     output_dir = tmp_path / "run"
-    more = ["--codec", codec_dir, "--max_steps", "2", "--resume", "--set", "separator.generated_crops=0"]
+    more = ["--codec", codec_dir, "--max_steps", "2", "--resume"]
 
     def error_of_run() -> str:
         assert train_accelerate.main(arguments("separator", config, corpus, output_dir, *more)) == 1
