@@ -5,7 +5,6 @@ stop early: all windows of a song decode in lockstep, the key-value cache has it
 noise and latents stay on the device, and the host never waits for a result inside the loop.
 """
 
-import copy
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,9 +19,9 @@ from transformers.utils import ModelOutput
 
 from .noise_mss import MASK_32, CounterNoise, hash_words
 
-# Fields of a GenerationConfig that `generate` follows, and those that say where it is from.
+# Fields of a GenerationConfig that `generate` follows, and with them those that say where it is from.
 FOLLOWED = ("do_sample", "temperature", "top_k", "top_p", "num_return_sequences")
-UNASKED = ("transformers_version", "_from_model_config")
+NAMED = (*FOLLOWED, "transformers_version", "_from_model_config")
 # Values that ask for nothing; those of other fields are False, 0 and what is empty.
 NEUTRAL = {
     "use_cache": True,
@@ -406,26 +405,26 @@ class MssGenerationMixin(GenerationMixin):
         """
         if given is not None and not isinstance(given, GenerationConfig):
             raise ValueError(f"`generation_config` must be a GenerationConfig, got {type(given).__name__}.")
-        saved, settings = self.generation_config, copy.deepcopy(given or self.generation_config)
-        asked = {name: value for name, value in settings.to_diff_dict().items() if name not in UNASKED} | others
-        refused = [name for name, value in asked.items() if name not in FOLLOWED and not is_neutral(name, value)]
+        configurations = [self.generation_config] if given is None else [self.generation_config, given]
+        others = {name: value for one in configurations for name, value in one.to_diff_dict().items()} | others
+        refused = [name for name, value in others.items() if name not in NAMED and not is_neutral(name, value)]
         if refused:
             raise ValueError(
                 f"`generate` of a separator follows {list(FOLLOWED)}, got {refused}: leave them out. What changes the "
                 "scores of codes can be given as a `logits_processor`."
             )
-        asked = {} if given is None else {name: getattr(given, name) for name in FOLLOWED}
+        asked = {name: getattr(given, name, None) for name in FOLLOWED}
         asked |= {name: value for name, value in chosen.items() if value is not None}
         asked = {name: value for name, value in asked.items() if value is not None}
         if asked.get("num_return_sequences", 1) < 1:
             raise ValueError(f"`num_return_sequences` must be at least 1, got {asked['num_return_sequences']}.")
-        values = {name: asked.get(name, getattr(saved, name)) for name in FOLLOWED}
-        if not values["do_sample"]:
-            idle = [name for name, value in asked.items() if not is_neutral(name, value)]
-            if idle:
-                raise ValueError(f"{idle} have an effect on sampling only: pass do_sample=True as well.")
-            values["num_return_sequences"] = None  # saved for sampling: greedy candidates would be equal
-        return GenerationConfig(**values)
+        values = {name: asked.get(name, getattr(self.generation_config, name)) for name in FOLLOWED}
+        if values["do_sample"]:
+            return GenerationConfig(**values)
+        idle = [name for name, value in asked.items() if not is_neutral(name, value)]
+        if idle:
+            raise ValueError(f"{idle} have an effect on sampling only: pass do_sample=True as well.")
+        return GenerationConfig(do_sample=False)  # what is saved for sampling waits
 
     def _noise(
         self, seed: int | Sequence[int] | None, num_candidates: int, grammar: TokenGrammar, prefix: torch.Tensor
