@@ -1,17 +1,18 @@
 """The separator in transformers' own terms: Auto classes, `generate`, `Trainer`, saving and loading again.
 
 This package is not imported: a repository brings its code, and `trust_remote_code=True` runs it. Two repositories are
-needed, of a separator and of the whole codec it was trained over. From the checkpoint that ships, in a clone with the
-package installed:
+needed, of a separator and of the whole codec it was trained over. From the checkpoint that ships, in a clone of this one
+(`Trainer` needs accelerate, which `pip install -e ".[train]"` brings):
 
 python - <<END
 import mss_lm
 from transformers import AutoFeatureExtractor, AutoModel, pipeline
-pipeline("audio-source-separation").save_pretrained("separator")
-AutoModel.from_pretrained("pretrained_mss/codec").save_pretrained("codec")
-AutoFeatureExtractor.from_pretrained("pretrained_mss/codec").save_pretrained("codec")
+pipeline("audio-source-separation").save_pretrained("runs/example/separator")
+AutoModel.from_pretrained("pretrained_mss/codec").save_pretrained("runs/example/codec")
+AutoFeatureExtractor.from_pretrained("pretrained_mss/codec").save_pretrained("runs/example/codec")
 END
-python examples/transformers_api.py --model separator --codec codec --output_dir tuned
+python examples/transformers_api.py --model runs/example/separator --codec runs/example/codec \\
+    --output_dir runs/example/tuned
 
 It separates a made-up song, trains ten steps on it, and prints the losses before and after.
 """
