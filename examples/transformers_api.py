@@ -1,8 +1,8 @@
 """The separator in transformers' own terms: Auto classes, `generate`, `Trainer`, saving and loading again.
 
 This package is not imported: a repository brings its code, and `trust_remote_code=True` runs it. Two repositories are
-needed, of a separator and of the whole codec it was trained over. From the checkpoint that ships, in a clone of this one
-(`Trainer` needs accelerate, which `pip install -e ".[train]"` brings):
+needed, of a separator and of the whole codec it was trained over. From the checkpoint that ships, in a clone of this
+repository (`Trainer` needs accelerate, which `pip install -e ".[train]"` brings):
 
 python - <<END
 import mss_lm
