@@ -6,13 +6,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["ACCELERATE_USE_CPU"] = "true"  # equal results on machines with and without accelerators
 
 import pytest
 import torch
 from hypothesis import settings
 
 from processing_mss import AudioSourceSeparationPipeline
-from tests.tiny import tiny_model, tiny_processor
+from tests.tiny import small_corpus, tiny_codec, tiny_model, tiny_processor, tiny_training_config
 
 # No deadline: a busy machine is no failure. CI repeats the same examples, so that it fails for changes only.
 settings.register_profile("mss", deadline=None, derandomize="CI" in os.environ)
@@ -44,6 +45,26 @@ def model_dir(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("repository")
     AudioSourceSeparationPipeline(model=tiny_model(), processor=tiny_processor()).save_pretrained(path)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """Songs to train on, a folder with their manifest; tests that change it make their own."""
+    return small_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="session")
+def codec_dir(tmp_path_factory) -> str:
+    """A whole tiny codec."""
+    path = tmp_path_factory.mktemp("codec")
+    tiny_codec().save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def config(tmp_path) -> Path:
+    """A training configuration of tiny models."""
+    return tiny_training_config(tmp_path)
 
 
 @pytest.fixture(scope="session")

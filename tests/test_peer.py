@@ -18,7 +18,7 @@ from data_mss.teachers import load_teacher
 from evaluation_mss.baselines import load_baseline
 from evaluation_mss.songs import EvaluationSong
 from modeling_mss import MssConfig
-from tests.tiny import small_corpus, tiny_codec, tiny_training_config
+from tests.tiny import tiny_codec, tiny_training_config
 from training_mss.configuration import load_config
 from training_mss.peer_step import PeerStage
 from training_mss.run_state import RunState, last_state
@@ -30,16 +30,10 @@ PACKAGES = {"bs_roformer": "bs_roformer", "htdemucs": "demucs"}  # by architectu
 
 
 @pytest.fixture(scope="module", autouse=True)
-def on_cpu():
+def one_thread():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
-    return small_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")

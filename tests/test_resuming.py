@@ -17,33 +17,9 @@ import train_accelerate
 from modeling_mss import MssForConditionalGeneration
 from tests.launching import run_training, start_training
 from tests.test_training import arguments, losses, read_log, weights_of
-from tests.tiny import small_corpus, tiny_codec, tiny_hubert_config, tiny_training_config
+from tests.tiny import tiny_hubert_config
 from training_mss import reporting, run_state
 from training_mss.run_state import RunState, last_state, newest_whole, restore_replaced, save_checkpoint
-
-
-@pytest.fixture(scope="module", autouse=True)
-def on_cpu():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        yield
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
-    return small_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def codec_dir(tmp_path_factory) -> str:
-    path = tmp_path_factory.mktemp("codec")
-    tiny_codec().save_pretrained(path)
-    return str(path)
-
-
-@pytest.fixture
-def config(tmp_path) -> Path:
-    return tiny_training_config(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -26,30 +26,6 @@ from training_mss.separator_step import SeparatorStage
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def on_cpu():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        yield
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
-    return small_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def codec_dir(tmp_path_factory) -> str:
-    path = tmp_path_factory.mktemp("codec")
-    tiny_codec().save_pretrained(path)
-    return str(path)
-
-
-@pytest.fixture
-def config(tmp_path) -> Path:
-    return tiny_training_config(tmp_path)
-
-
 def arguments(stage: str, config: Path, corpus: Path, output_dir: Path, *more: str) -> list[str]:
     settings = ["--stage", stage, "--config", str(config), "--manifests", str(corpus), "--output_dir", str(output_dir)]
     often = ["--logging_steps", "1", "--validation_steps", "4", "--checkpointing_steps", "2", "--num_workers", "0"]
