@@ -20,7 +20,7 @@ from modeling_mss import MssForConditionalGeneration
 from processing_mss import AudioSourceSeparationPipeline, SeparationOptions, read_audio, write_audio
 from processing_mss.filtering_mss import fft_size, wiener_filter
 from processing_mss.resampling_mss import resample
-from tests.tiny import small_corpus, tiny_codec, tiny_config, tiny_processor
+from tests.tiny import small_corpus, tiny_config, tiny_processor
 
 RATE = 8000
 STEMS = ["vocals", "drums", "bass", "other"]
@@ -360,13 +360,6 @@ def test_baselines_say_what_they_need(name, arguments, message):
 
 
 # Codec and bounds
-
-
-@pytest.fixture(scope="module")
-def codec_dir(tmp_path_factory) -> str:
-    path = tmp_path_factory.mktemp("codec")
-    tiny_codec().save_pretrained(path)
-    return str(path)
 
 
 @torch.inference_mode()
