@@ -22,10 +22,11 @@ def require_whole_number(name: str, value) -> None:
         raise ValueError(f"`{name}` must be a whole number from 1 to {LARGEST}, got {value!r}.")
 
 
-@functools.lru_cache(maxsize=8)
-def _mel_filters(n_fft: int, num_mel_bins: int, sampling_rate: int) -> torch.Tensor:
+@functools.lru_cache(maxsize=32)
+def mel_filters(n_fft: int, num_mel_bins: int, sampling_rate: int) -> torch.Tensor:
+    """HTK triangles from 0 Hz to half the rate, without area normalisation: `(n_fft / 2 + 1, num_mel_bins)` float32."""
     filters = mel_filter_bank(n_fft // 2 + 1, num_mel_bins, 0, sampling_rate / 2, sampling_rate, mel_scale="htk")
-    return torch.from_numpy(filters).float()  # (n_fft / 2 + 1, num_mel_bins)
+    return torch.from_numpy(filters).float()
 
 
 def _spectrum(waveform: torch.Tensor, n_fft: int, hop_length: int) -> torch.Tensor:
@@ -61,7 +62,7 @@ def log_mel_spectrogram(
     Raises:
         ValueError: T is too short or no multiple.
     """
-    filters = _mel_filters(n_fft, num_mel_bins, sampling_rate).to(waveform.device)
+    filters = mel_filters(n_fft, num_mel_bins, sampling_rate).to(waveform.device)
     return (_spectrum(waveform, n_fft, hop_length).abs() @ filters + 1e-10).log()
 
 
@@ -79,7 +80,7 @@ def mel_power_spectrogram(
 
     Args, returns and raises: as `log_mel_spectrogram`.
     """
-    filters = _mel_filters(n_fft, num_mel_bins, sampling_rate).to(waveform.device)
+    filters = mel_filters(n_fft, num_mel_bins, sampling_rate).to(waveform.device)
     spectrum = _spectrum(waveform, n_fft, hop_length)
     return (spectrum.real.square() + spectrum.imag.square()) @ filters
 
