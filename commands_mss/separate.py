@@ -86,36 +86,23 @@ def add_quality_arguments(parser: argparse.ArgumentParser):
         "--num_candidates",
         type=int,
         metavar="N",
-        help="draw N candidates of every window, N times the work; implies --do_sample (default: as the model was "
-        "saved)",
-    )
-    group.add_argument(
-        "--combine",
-        choices=["mean", "best"],
-        help="what is made of candidates: filter by their mean power, or keep the one whose stems explain the song "
-        "best, which takes all stems (default: mean for filtered, best for generated)",
+        help="with filtered: sample N candidates of every window and filter by their mean power, N times the work; "
+        "implies --do_sample (default: as the model was saved)",
     )
     group.add_argument(
         "--do_sample",
         action=argparse.BooleanOptionalAction,
-        help="draw codes instead of taking the most likely ones (default: as the model was saved)",
+        help="sample codes instead of taking the most likely ones (default: as the model was saved)",
     )
     group.add_argument("--temperature", type=float, help="with --do_sample: below 1 is more careful")
-    group.add_argument("--top_k", type=int, help="with --do_sample: draw among the k most likely")
-    group.add_argument("--top_p", type=float, help="with --do_sample: draw among those that make up this probability")
-    group.add_argument("--seed", type=int, help="with --do_sample: repeatable draws")
+    group.add_argument("--top_k", type=int, help="with --do_sample: choose among the k most likely")
+    group.add_argument("--top_p", type=float, help="with --do_sample: choose among those that make up this probability")
+    group.add_argument("--seed", type=int, help="with --do_sample: makes the choice repeatable")
     group.add_argument("--num_codebooks", type=int, help="decode the first layers of codes only (default: all)")
     group.add_argument(
         "--expected",
         action=argparse.BooleanOptionalAction,
         help="filter by averages of what the model holds possible (default: yes, unless --num_codebooks is given)",
-    )
-    group.add_argument(
-        "--filter_iterations",
-        type=int,
-        default=0,
-        metavar="N",
-        help="refine filtered stems by the stereo image in N steps (default: %(default)s)",
     )
 
 
@@ -166,8 +153,8 @@ def run(options: argparse.Namespace) -> int:
 
 def call_options(options: argparse.Namespace) -> dict:
     """What the pipeline is asked for, apart from the song."""
-    names = ("stems", "two_stems", "output", "window_s", "overlap", "batch_size", "num_candidates", "combine")
-    names += ("do_sample", "temperature", "top_k", "top_p", "seed", "num_codebooks", "expected", "filter_iterations")
+    names = ("stems", "two_stems", "output", "window_s", "overlap", "batch_size", "num_candidates")
+    names += ("do_sample", "temperature", "top_k", "top_p", "seed", "num_codebooks", "expected")
     return {name: getattr(options, name) for name in names}
 
 
@@ -224,9 +211,10 @@ def write_stems(stream, song: SongFile, paths: list[Path], comments: list[str], 
     with work_folder(options.output_dir) as work:
         written = [work / f"{index}.{options.format}" for index in range(len(paths))]
         with contextlib.ExitStack() as stack:
+            layout = {"bits": options.bits, "num_samples": stream.num_samples}
             writers = {
                 label: stack.enter_context(
-                    AudioWriter(path, stream.sampling_rate, stream.num_channels, bits=options.bits, comment=comment)
+                    AudioWriter(path, stream.sampling_rate, stream.num_channels, comment=comment, **layout)
                 )
                 for label, path, comment in zip(stream.labels, written, comments)
             }

@@ -14,6 +14,7 @@ import torch
 
 from processing_mss import WindowEstimate, filter_windows, wiener_filter
 from processing_mss.filtering_mss import BLOCK_FRAMES, fft_size
+from processing_mss.windowing_mss import WindowPlan
 
 from .roundtrip import CodecRoundTrip, mixture_gain
 from .songs import EvaluationSong
@@ -60,16 +61,10 @@ def estimate_codec_filtered(song: EvaluationSong, roundtrip: CodecRoundTrip) -> 
     """As the pipeline does: windows meet as power spectra, not as waveforms."""
     gain, num_samples = mixture_gain(song.mixture), song.mixture.shape[-1]
     windows = roundtrip.windows(song.references, song.sampling_rate, gain)
-    blocks = filter_windows(
-        (WindowEstimate(len(window[0]), window) for window in windows),
-        roundtrip.starts(num_samples, song.sampling_rate),
-        roundtrip.overlap,
-        gain,
-        roundtrip.rate,
-        [song.mixture],
-        num_samples,
-        song.sampling_rate,
-    )
+    starts = roundtrip.starts(num_samples, song.sampling_rate)
+    plan = WindowPlan(starts, roundtrip.window, roundtrip.overlap, gain, num_samples, song.sampling_rate)
+    estimates = (WindowEstimate(len(window[0]), window) for window in windows)
+    blocks = filter_windows(estimates, plan, roundtrip.rate, [song.mixture])
     return torch.cat(list(blocks), dim=-1)
 
 

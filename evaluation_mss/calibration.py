@@ -13,6 +13,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,8 +22,7 @@ from transformers import pipeline
 
 import mss_lm  # noqa: F401  (makes transformers know the separator)
 from processing_mss import SeparationOptions, WindowEstimate, filter_windows
-from processing_mss.song_mss import Song
-from processing_mss.window_separator_mss import WindowSeparator
+from processing_mss.separation_mss import Song, WindowSeparator
 from processing_mss.windowing_mss import cut_windows
 
 from .signal_metrics import usdr
@@ -44,22 +44,19 @@ class Trial:
         options = options.as_saved_with(pipe.model.config, pipe.model.generation_config)
         options.check(pipe.model.config)
         mono = torch.cat(list(processor.mono_blocks(Song.from_array(song.mixture, rate).blocks(), rate)))
-        self.gain, self.rate = processor.input_gain(mono.square().mean().item()), processor.sampling_rate
-        self.plan = processor.window_layout(song.mixture.shape[-1], rate)
-        windows = cut_windows([mono * self.gain], self.plan.starts, self.plan.window)
+        self.rate = processor.sampling_rate
+        gain = processor.input_gain(mono.square().mean().item())
+        self.plan = replace(processor.window_layout(song.mixture.shape[-1], rate), gain=gain)
+        windows = cut_windows([mono * gain], self.plan.starts, self.plan.window)
         self.estimates = list(WindowSeparator(pipe.model, processor, options)(windows, self.plan.num_windows))
 
     def score(self, temperature: float, token_share: float) -> float:
         """`usdr`, mean of the audible stems, in dB."""
         blocks = filter_windows(
             (self._changed(estimate, temperature, token_share) for estimate in self.estimates),
-            self.plan.starts,
-            self.plan.overlap,
-            self.gain,
+            self.plan,
             self.rate,
             [self.song.mixture],
-            self.song.mixture.shape[-1],
-            self.song.sampling_rate,
             token_share=token_share,
         )
         stems = dict(zip(self.stems, torch.cat(list(blocks), dim=-1).cpu()))

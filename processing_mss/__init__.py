@@ -14,13 +14,13 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .audio_reader_mss import AUDIO_SUFFIXES, AudioReader, AudioReadError, damage_message, read_audio, read_comment
 from .audio_writer_mss import AudioWriteError, AudioWriter, check_format, write_audio
-from .clipping_mss import limit_blocks
 from .feature_extraction_mss import MssFeatureExtractor, log_mel_spectrogram, mel_power_spectrogram
 from .filtering_mss import WindowEstimate, filter_windows, wiener_filter
 from .options_mss import SeparationOptions
 from .pipeline_mss import AudioSourceSeparationPipeline
 from .processing_mss import MssProcessor
 from .resampling_mss import StreamingResampler, resample
+from .separation_mss import limit_blocks
 
 # The checkpoint that ships with the package lies beside this folder, installed or not.
 DEFAULT_MODEL = str(Path(__file__).resolve().parent.parent / "pretrained_mss")

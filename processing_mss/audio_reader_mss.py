@@ -9,12 +9,10 @@ import contextlib
 import functools
 import io
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from huggingface_hub import get_session
 from transformers.utils import logging
 
 try:
@@ -22,10 +20,18 @@ try:
 except ImportError:
     av = None
 
-from .audio_boxes_mss import SPARE_PACKETS, counts_too_many_packets
 from .audio_headers_mss import Timing, bounds_of_sound, has_short_last_packet
-from .audio_source_mss import AudioReadError, FilePart, whole_file
-from .signals_mss import signals_deferred
+from .audio_source_mss import (
+    RATE_LIMITS,
+    SPARE_PACKETS,
+    AudioReadError,
+    FilePart,
+    Source,
+    counts_too_many_packets,
+    locate,
+    signals_deferred,
+    whole_file,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -37,11 +43,9 @@ CONTAINERS = ("wav", "w64", "aiff", "caf", "flac", "ogg", "mp3", "aac", "mov", "
 GAP_S = 0.01  # between the times of two frames: shorter ones are rounding, not loss
 MAX_GAP_S = 10  # that is believed where headers do not say how long all is
 MAX_LOST_S = 3600  # in all: a damaged time must not be silence without an end
-RATE_LIMITS = (1000, 1_000_000)  # hertz (Hz)
+KEPT_VALUES = 1800 * 48000 * 2  # half an hour of stereo at 48 kHz: 0.7 GB
 MAX_LOST_SHARE = 0.5  # of what is read: beyond, the file is refused
 PIECE_SAMPLES = 2**16  # of silence at once
-MAX_DOWNLOAD_BYTES = 2**31
-DOWNLOAD_TIMEOUT_S = 30  # without a byte
 
 Pieces = Iterator[np.ndarray]  # of decoded audio, (channels, samples) float32
 
@@ -75,7 +79,7 @@ def read_audio(source: str | os.PathLike | bytes) -> tuple[np.ndarray, int]:
     Raises:
         AudioReadError: see there.
     """
-    name, source = _locate(source)
+    name, source = locate(source)
     decoding = _Decoding(name, source)
     pieces = list(decoding)
     decoding.check_losses()
@@ -87,24 +91,26 @@ def read_audio(source: str | os.PathLike | bytes) -> tuple[np.ndarray, int]:
 class AudioReader(contextlib.AbstractContextManager):
     """A file that is read block by block, as often as wanted: the same samples that `read_audio` gives.
 
-    Opening decodes the file once and keeps nothing, because the headers of some formats only estimate the length. So
-    errors come now and not after an hour, and `num_samples` is exact. A URL is downloaded once and its bytes are kept.
+    Opening decodes the whole file, because the headers of some formats only estimate the length. So errors come now
+    and not after an hour, and `num_samples` is exact. Up to half an hour of music is kept in memory and never decoded
+    again (`KEPT_VALUES`); of a longer file nothing is kept, and every pass decodes it anew. A URL is downloaded once.
 
     Attributes:
         name: of the source, for messages.
         sampling_rate: in hertz (Hz).
         num_channels, num_samples: of what `blocks` delivers.
+        is_kept: whether all of it is in memory.
         losses: what the file is too damaged to give, in order (`Loss`); empty for a whole file.
 
     Args:
         source: as for `read_audio`.
         strict: refuse a file of which anything is lost.
         max_seconds: refuse a longer file, from its header where that tells, or as soon as so much was decoded.
-        on_read: called with the seconds decoded so far, now and in every pass, also while bytes are read that give no
-            audio. An exception raised in it ends the reading: the place to cancel, and to limit time.
+        on_read: called with the seconds decoded so far, now and whenever it is decoded again, also while bytes are read
+            that give no audio. An exception raised in it ends the reading: the place to cancel, and to limit time.
 
     Raises:
-        AudioReadError: see there; from `blocks` if the file changed since it was opened.
+        AudioReadError: see there; from `blocks` if a file that is not kept changed since it was opened.
     """
 
     def __init__(
@@ -114,12 +120,18 @@ class AudioReader(contextlib.AbstractContextManager):
         max_seconds: float | None = None,
         on_read: Callable[[float], None] | None = None,
     ):
-        self.name, self._source = _locate(source)
+        self.name, self._source = locate(source)
         self._max_seconds, self._on_read = max_seconds, on_read
-        decoding = self._decode()
+        decoding, kept = self._decode(), []
         for piece in decoding:
             self.num_channels = len(piece)
+            if decoding.num_samples * self.num_channels <= KEPT_VALUES:
+                kept.append(piece)
+            else:
+                kept.clear()
         decoding.check_losses(strict)
+        self.is_kept = bool(kept)
+        self._waveform = np.concatenate(kept, axis=1) if kept else None
         self.num_samples, self.sampling_rate = decoding.num_samples, decoding.sampling_rate
         self.losses = decoding.losses
         self._passes = contextlib.ExitStack()
@@ -140,6 +152,10 @@ class AudioReader(contextlib.AbstractContextManager):
         return _Decoding(self.name, self._source, self._max_seconds, self._on_read)
 
     def _blocks(self, block_samples: int) -> Iterator[np.ndarray]:
+        if self.is_kept:
+            for start in range(0, self.num_samples, block_samples):
+                yield np.ascontiguousarray(self._waveform[:, start : start + block_samples])
+            return
         held, num_held = [], 0
         decoding = self._decode()
         for samples in decoding:
@@ -171,84 +187,11 @@ def read_comment(path: str | os.PathLike) -> str | None:
     if not os.path.isfile(path):  # opening a pipe could keep us waiting
         return None
     try:
-        with open(path, "rb") as file, _open_container(_Source(whole_file(file), lambda: None)) as container:
+        with open(path, "rb") as file, _open_container(Source(whole_file(file), lambda: None)) as container:
             tags = {key.lower(): value for key, value in container.metadata.items()}
     except (OSError, ValueError):
         return None
     return tags.get("comment")
-
-
-def _locate(source: str | os.PathLike | bytes) -> tuple[str, str | bytes]:
-    """A source's name for messages, and its path or bytes."""
-    if isinstance(source, (bytearray, memoryview)):
-        source = bytes(source)
-    if not isinstance(source, (str, os.PathLike, bytes)):
-        raise AudioReadError(f"A song is given as a path, a URL or the bytes of a file, got {type(source).__name__}.")
-    name = "the given bytes" if isinstance(source, bytes) else _shown(source)
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
-        source = _download(source)
-    if isinstance(source, bytes):
-        size = len(source)
-    elif not os.path.exists(source):
-        raise AudioReadError(f"Cannot read {name}: there is no such file.")
-    elif not os.path.isfile(source):  # a pipe could keep us waiting for ever
-        raise AudioReadError(f"Cannot read {name}: it is no file but a folder, a pipe or a device.")
-    elif not os.access(source, os.R_OK):
-        raise AudioReadError(f"Cannot read {name}: its permissions do not allow it.")
-    else:
-        source, size = os.fspath(source), os.path.getsize(source)
-    if size == 0:
-        raise AudioReadError(f"Cannot read {name}: it is empty (0 bytes).")
-    return name, source
-
-
-def _shown(source: str | os.PathLike) -> str:
-    """In one line, and without what a terminal would obey."""
-    name = os.fsdecode(source)
-    return "".join(part if part.isprintable() else part.encode("unicode_escape").decode() for part in name)
-
-
-def _download(url: str) -> bytes:
-    content = bytearray()
-    try:
-        with get_session().stream("GET", url, follow_redirects=True, timeout=DOWNLOAD_TIMEOUT_S) as response:
-            if response.status_code != 200:
-                raise AudioReadError(f"Cannot download {url}: the server answered {response.status_code}.")
-            for part in response.iter_bytes():
-                content += part
-                if len(content) > MAX_DOWNLOAD_BYTES:
-                    raise AudioReadError(f"Cannot download {url}: it has more than {MAX_DOWNLOAD_BYTES} bytes.")
-    except AudioReadError:
-        raise
-    except Exception as error:  # the client's exceptions differ between versions of huggingface_hub
-        reason = re.sub(r"\[Errno -?\d+\] *", "", str(error))
-        raise AudioReadError(f"Cannot download {url}: {reason}.") from error
-    return bytes(content)
-
-
-class _Source:
-    """The file that FFmpeg sees: it has no name, and is not read over and over."""
-
-    def __init__(self, file: FilePart, on_read: Callable[[], None]):
-        self._file, self._on_read = file, on_read
-        self.size = file.size
-        self._left = 4 * self.size + 2**26  # bytes
-        self.tell = file.tell
-        file.seek(0)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        try:
-            return self._file.seek(offset, whence)
-        except (OSError, ValueError):  # a place that a damaged header names: there is nothing
-            return self._file.seek(0, os.SEEK_END)
-
-    def read(self, size: int) -> bytes:
-        self._on_read()
-        content = self._file.read(size)
-        self._left -= len(content)
-        if self._left < 0:
-            raise AudioReadError("The file was read four times and no end was found.")
-        return content
 
 
 @functools.cache
@@ -262,7 +205,7 @@ def _audio_decoders() -> str:
     return ",".join(sorted(names))
 
 
-def _open_container(source: _Source) -> "av.container.InputContainer":
+def _open_container(source: Source) -> "av.container.InputContainer":
     """Raises AudioReadError where there is no audio in it that is read."""
     if av is None:
         raise ImportError("Reading audio files needs PyAV (pip install av).")
@@ -306,7 +249,7 @@ class _Decoding:
         with self._open() as whole:
             try:
                 file = FilePart(whole, *bounds_of_sound(whole))
-                with _open_container(_Source(file, self._tell)) as container:
+                with _open_container(Source(file, self._tell)) as container:
                     yield from self._checked(self._pieces(container, file))
             except AudioReadError as error:
                 raise AudioReadError(f"Cannot read {self.name} as audio: {error}") from error

@@ -13,13 +13,12 @@ try:
 except ImportError:
     soundfile = None
 
-from .signals_mss import signals_deferred
+from .audio_source_mss import signals_deferred
 
 SUBTYPES = {"16": "PCM_16", "24": "PCM_24", "32f": "FLOAT"}  # of --bits
 SAMPLE_BYTES = {"16": 2, "24": 3, "32f": 4}
 FORMATS = ("wav", "flac", "mp3")
 WAV_LIMIT = 2**32 - 2**16  # bytes of samples: a wav header counts with 32 bits, and is itself counted
-PIECE_SAMPLES = 2**16  # copied at once
 
 
 class AudioWriteError(ValueError):
@@ -42,7 +41,7 @@ def write_audio(path: str | os.PathLike, waveform: np.ndarray, sampling_rate: in
     Raises:
         AudioWriteError: see `AudioWriter`.
     """
-    with AudioWriter(path, sampling_rate, len(waveform), bits=bits) as writer:
+    with AudioWriter(path, sampling_rate, len(waveform), bits=bits, num_samples=np.shape(waveform)[-1]) as writer:
         writer.write(waveform)
 
 
@@ -51,8 +50,8 @@ class AudioWriter(contextlib.AbstractContextManager):
 
     The file appears complete or not at all: it is written under a temporary name beside it, renamed at the end of the
     `with` block, and removed if that ends in an exception. "32f" (wav only) keeps every value; all else is cut at full
-    scale. A wav whose samples pass 4 GiB (3.4 hours of stereo at 44.1 kHz in 32f) becomes an RF64 file, the wav with
-    64-bit sizes that current software reads; it is copied once at that point, so there has to be room for 4 GiB more.
+    scale. A wav with more than 4 GiB of samples (3.4 hours of stereo at 44.1 kHz in 32f) is written as RF64, the wav
+    with 64-bit sizes that current software reads, and fewer programs than wav: so only where `num_samples` needs it.
 
     Args:
         path: its folder is made if need be.
@@ -61,10 +60,11 @@ class AudioWriter(contextlib.AbstractContextManager):
         format: "wav", "flac" or "mp3"; the suffix of the path if not given.
         bits: "16", "24" or "32f"; an mp3 has none.
         comment: for the tags of the file; `read_comment` reads it again.
+        num_samples: that all blocks together will have; only a wav beyond 4 GiB needs it.
 
     Raises:
         AudioWriteError: format, bits, rate or channels that cannot be written, blocks of another shape or of integers,
-            NaN or infinity outside 32f, a full disk.
+            NaN or infinity outside 32f, a full disk, more than 4 GiB of wav that `num_samples` did not tell of.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class AudioWriter(contextlib.AbstractContextManager):
         format: str | None = None,
         bits: str = "16",
         comment: str | None = None,
+        num_samples: int = 0,
     ):
         self._path = Path(path)
         format_name = self._path.suffix.lower().removeprefix(".") if format is None else format
@@ -82,13 +83,15 @@ class AudioWriter(contextlib.AbstractContextManager):
         if soundfile is None:
             raise ImportError("Writing audio needs soundfile (pip install soundfile).")
         self._format, self._bits = format_name.upper(), bits
+        if self._format == "WAV" and num_samples * num_channels * SAMPLE_BYTES[bits] > WAV_LIMIT:
+            self._format = "RF64"
         self._sampling_rate, self._num_channels = sampling_rate, num_channels
         self._comment = comment
         self._num_bytes = 0
 
     def __enter__(self):
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._create(self._format)
+        self._create()
         return self
 
     def write(self, block: np.ndarray):
@@ -105,9 +108,12 @@ class AudioWriter(contextlib.AbstractContextManager):
                 raise AudioWriteError(f"Cannot write {self._path.name}: NaN or infinity in it.")
             block = block.clip(-1, 1)
         self._num_bytes += block.size * SAMPLE_BYTES[self._bits]
+        if self._format == "WAV" and self._num_bytes > WAV_LIMIT:
+            raise AudioWriteError(
+                f"Cannot write {self._path.name}: a wav holds 4 GiB. Tell the length beforehand (num_samples=...), and "
+                "it is written as RF64; or write flac."
+            )
         with self._explained():
-            if self._format == "WAV" and self._num_bytes > WAV_LIMIT:
-                self._move_to_rf64()
             self._file.write(self._samples(block))
 
     def _samples(self, block: np.ndarray) -> np.ndarray:
@@ -132,15 +138,14 @@ class AudioWriter(contextlib.AbstractContextManager):
         finally:
             self._temporary.unlink(missing_ok=True)
 
-    def _create(self, format_name: str):
+    def _create(self):
         handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.stem}-", suffix=self._path.suffix)
-        self._format, self._temporary = format_name, Path(name)
-        self._target = _Target(handle)
-        subtype = "MPEG_LAYER_III" if format_name == "MP3" else SUBTYPES[self._bits]
+        self._temporary, self._target = Path(name), _Target(handle)
+        subtype = "MPEG_LAYER_III" if self._format == "MP3" else SUBTYPES[self._bits]
         try:
             with self._explained():
                 self._file = soundfile.SoundFile(
-                    self._target, "w", self._sampling_rate, self._num_channels, subtype, format=format_name
+                    self._target, "w", self._sampling_rate, self._num_channels, subtype, format=self._format
                 )
                 if self._comment is not None:
                     self._file.comment = self._comment
@@ -157,19 +162,6 @@ class AudioWriter(contextlib.AbstractContextManager):
                 self._target.sync()
         finally:
             self._target.close()
-
-    def _move_to_rf64(self):
-        """Nothing in a wav header leaves room for 64-bit sizes, and few readers of 16-bit files know RF64: only now."""
-        self._finish()
-        wav = self._temporary
-        try:
-            self._create("RF64")
-            with soundfile.SoundFile(wav) as written:
-                lossless = "float32" if self._bits == "32f" else "int32"
-                while len(samples := written.read(PIECE_SAMPLES, dtype=lossless, always_2d=True)):
-                    self._file.write(samples)
-        finally:
-            wav.unlink()
 
     @contextlib.contextmanager
     def _explained(self):

@@ -13,15 +13,15 @@ special case at the ends of windows; whatever a frame loses there, all stems los
 Masks of the encoder lie on mel bands and frames of their windows. They are interpolated to the song's frames, blended
 with the same weights, and then interpolated to the bins. Both together are mask^(1 - a) * share^a, normalised.
 
-A song of any length takes the memory of one block: ratio masks depend on one frame only, and a block is read with the
-margin that makes its samples equal those of the whole song. The spatial covariances of expectation maximisation are
-those of a block of 6 s; open-unmix takes them from 7 s (`wiener_win_len` of its `Separator`).
+A song of any length takes the memory of one block: masks depend on one frame only, and a block is read with the margin
+that makes its samples equal those of the whole song. Every window is transformed once, when it comes.
 
-Sources: A. Liutkus and R. Badeau, "Generalized Wiener filtering with fractional power spectrograms", ICASSP 2015 (ratio
-masks); A. Nugraha, A. Liutkus and E. Vincent, "Multichannel music separation with deep neural networks", EUSIPCO 2016
-(expectation maximisation, as in the packages norbert and openunmix).
+Source of ratio masks: A. Liutkus and R. Badeau, "Generalized Wiener filtering with fractional power spectrograms",
+ICASSP 2015. Whoever wants to refine stems by the stereo image (expectation maximisation) finds it in the package
+norbert; on our songs it was within 0.4 dB either way (docs/separation.md).
 """
 
+import functools
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -29,9 +29,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .masking_mss import masks_at_bins, masks_at_frames
 from .resampling_mss import resample
-from .windowing_mss import BlockBuffer
+from .windowing_mss import BlockBuffer, WindowPlan
 
 EPS = 1e-10  # power below which a bin is silent: 30 dB below the noise of 16 bits, for music of RMS 0.1 and FFT 4096
 BLOCK_FRAMES = 256  # 6 s; longer blocks are slower on CPUs, whose caches they leave
@@ -43,7 +42,7 @@ class WindowEstimate:
 
     Args:
         num_samples: N, length of the window at the model's rate.
-        audio: `(S, N)` mono, of which only magnitudes are used; or `(D, S, N)`, D draws whose powers are averaged.
+        audio: `(S, N)` mono, of which only magnitudes are used; or `(K, S, N)`, K candidates whose powers are averaged.
         masks: `(S, L, M)` on L frames that divide the window evenly and M mel bands, adding up to 1. With audio of some
             stems only, one mask more than audio has stems: that of the rest.
     """
@@ -55,13 +54,21 @@ class WindowEstimate:
 
 @dataclass
 class PlacedWindow:
-    """A window on the song's own time axis: `start` and `length` in samples of the song, `audio` resampled and
-    weighted; `weight` `(N,)` and `masks` as they were."""
+    """A window on the time axis of its song.
+
+    Args:
+        start, length: in samples of the song.
+        weight: `(N,)` of the window's own samples in the song: `window_weight`.
+        first_frame: of the song's STFT that the powers begin with; frame l is centred on sample l * hop.
+        powers: `(S, F, L)`, weighted; None without audio.
+        masks: as in `WindowEstimate`.
+    """
 
     start: int
     length: int
     weight: torch.Tensor
-    audio: torch.Tensor | None
+    first_frame: int
+    powers: torch.Tensor | None
     masks: torch.Tensor | None
 
 
@@ -123,63 +130,11 @@ def ratio_masks(stem_power: torch.Tensor, exponent: float = 2.0) -> torch.Tensor
     return torch.where(total > 0, shares / total.clamp(min=EPS ** (exponent / 2)), 1 / stem_power.shape[-3])
 
 
-def expectation_maximisation(stems: torch.Tensor, mixture: torch.Tensor, iterations: int) -> torch.Tensor:
-    """Refine stems by where they stand in the stereo image.
-
-    Every stem is Gaussian with a power per bin and frame, and a spatial covariance per bin that is constant over the
-    frames given; both are taken from the stems so far, and the multichannel Wiener filter with them gives better ones.
-
-    Args:
-        stems: complex `(..., S, C, F, L)`, estimates that add up to the mixture.
-        mixture: complex `(..., C, F, L)`, one or two channels.
-        iterations: at least 1.
-
-    Returns:
-        Complex `(..., S, C, F, L)`. They add up to the mixture.
-
-    Raises:
-        ValueError: more than two channels.
-    """
-    num_channels = mixture.shape[-3]
-    if num_channels > 2:
-        raise ValueError(f"Expectation maximisation is for one or two channels, got {num_channels}: use ratio masks.")
-    # Relative to the power in the bin, unlike the constant of norbert and openunmix: the mixture needs no scaling, and
-    # the determinant for two equal channels stays above zero in float32, where a constant that is lost beside the power
-    # ends in NaN.
-    regularisation = torch.finfo(mixture.real.dtype).eps ** 0.5
-    for _ in range(iterations):
-        stem_power = power(stems).mean(dim=-3)  # (..., S, F, L)
-        covariance = torch.einsum("...scfl,...sdfl->...sfcd", stems, stems.conj())
-        covariance = covariance / (stem_power.sum(dim=-1)[..., None, None] + EPS)
-        model = torch.einsum("...sfl,...sfcd->...cdfl", stem_power.to(stems.dtype), covariance)
-        floor = regularisation * stem_power.sum(dim=-3) + EPS
-        whitened = _solve(model, floor, mixture)
-        stems = stem_power[..., None, :, :] * torch.einsum("...sfcd,...dfl->...scfl", covariance, whitened)
-    missing = mixture - stems.sum(dim=-4)  # what the floor took, and all of it where all stems are silent
-    return stems + ratio_masks(stem_power)[..., None, :, :] * missing[..., None, :, :, :]
-
-
-def _solve(matrix: torch.Tensor, floor: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    """Hermitian `(..., C, C, F, L)` with `floor` `(..., F, L)` on its diagonal, and `(..., C, F, L)` -> solutions.
-
-    Written out for C of 1 and 2: batched solvers are far slower, and wrong with two threads in torch 2.13 on CPUs.
-    """
-    first = matrix[..., 0, 0, :, :].real + floor
-    if vector.shape[-3] == 1:
-        return vector / first[..., None, :, :]
-    second = matrix[..., 1, 1, :, :].real + floor
-    cross = matrix[..., 0, 1, :, :]
-    left, right = vector.unbind(dim=-3)
-    solution = torch.stack((second * left - cross * right, first * right - cross.conj() * left), dim=-3)
-    return solution / (first * second - power(cross))[..., None, :, :]
-
-
 def wiener_filter(
     estimates: torch.Tensor,
     mixture: torch.Tensor,
     rest: bool = False,
     exponent: float = 2.0,
-    iterations: int = 0,
     n_fft: int = 4096,
 ) -> torch.Tensor:
     """Stems of a mixture, from estimates of which only the magnitudes are used.
@@ -189,7 +144,6 @@ def wiener_filter(
         mixture: `(..., C, T)`, any T from 1.
         rest: add one more stem that gets what the estimates do not explain, for estimates of some stems only.
         exponent: see `ratio_masks`.
-        iterations: of `expectation_maximisation`; 0 for ratio masks, alike for all channels.
         n_fft: see `fft_size`.
 
     Returns:
@@ -199,13 +153,8 @@ def wiener_filter(
     stem_power = power(stft(estimates, n_fft))
     if rest:
         stem_power = append_rest(stem_power, spectrum)
-    return istft(_apply(ratio_masks(stem_power, exponent), spectrum, iterations), mixture.shape[-1])
-
-
-def _apply(masks: torch.Tensor, mixture: torch.Tensor, iterations: int) -> torch.Tensor:
-    """Masks `(..., S, F, L)`, mixture `(..., C, F, L)` -> stems `(..., S, C, F, L)`."""
-    stems = masks[..., None, :, :] * mixture[..., None, :, :, :]
-    return expectation_maximisation(stems, mixture, iterations) if iterations else stems
+    masks = ratio_masks(stem_power, exponent)[..., None, :, :]  # alike for all channels
+    return istft(masks * spectrum[..., None, :, :, :], mixture.shape[-1])
 
 
 def combine_masks(masks: torch.Tensor, shares: torch.Tensor, token_share: float) -> torch.Tensor:
@@ -216,92 +165,86 @@ def combine_masks(masks: torch.Tensor, shares: torch.Tensor, token_share: float)
 
 def filter_windows(
     windows: Iterable[WindowEstimate],
-    window_starts: list[int],
-    overlap_samples: int,
-    gain: float,
+    plan: WindowPlan,
     window_rate: int,
     mixture: Iterable[torch.Tensor],
-    num_samples: int,
-    sampling_rate: int,
     rest: bool = False,
     exponent: float = 2.0,
-    iterations: int = 0,
     token_share: float = 0.5,
 ) -> Iterator[torch.Tensor]:
     """Stems of a song of any length, block by block, from estimates in windows. Both are read as they are needed.
 
     Args:
         windows: in order, all with the same kinds of estimates; their tensors set the device.
-        window_starts, overlap_samples: at `window_rate`, as for `overlap_add`.
-        gain: factor that brings the mixture to the level of the windows.
-        window_rate: in hertz (Hz).
-        mixture: consecutive blocks `(C, n)` at `sampling_rate`, on any device.
-        num_samples: T, the length of the mixture.
-        sampling_rate: in hertz (Hz).
-        rest, exponent, iterations: see `wiener_filter`.
+        plan: where they begin, and the gain that brings the mixture to their level.
+        window_rate: at which `plan` counts starts and overlap, in hertz (Hz).
+        mixture: consecutive blocks `(C, n)` of the song at its own rate, on any device.
+        rest, exponent: see `wiener_filter`.
         token_share: see `combine_masks`, where windows have both audio and masks.
 
     Yields:
-        `(S, C, n)`, or S + 1 with `rest`: consecutive pieces of the stems, T samples in all. They add up to the
-        mixture.
+        `(S, C, n)`, or S + 1 with `rest`: consecutive pieces of the stems, as long as the song in all. They add up to
+        the mixture.
     """
-    n_fft = fft_size(sampling_rate)
-    block = BLOCK_FRAMES * n_fft // 4
+    n_fft = fft_size(plan.sampling_rate)
+    hop = n_fft // 4
     song = BlockBuffer(mixture)
-    coming = place_windows(windows, window_starts, overlap_samples, window_rate, sampling_rate)
+    coming = place_windows(windows, plan, window_rate, n_fft)
     visible = deque([next(coming)])  # those that the block can see
-    for begin in range(0, num_samples, block):
-        end = min(begin + block, num_samples)
+    for begin in range(0, plan.num_samples, BLOCK_FRAMES * hop):
+        end = min(begin + BLOCK_FRAMES * hop, plan.num_samples)
         # A sample is made by frames up to half an FFT away, which see samples up to as far again.
-        first, last = max(begin - n_fft, 0), min(end + n_fft, num_samples)
+        first, last = max(begin - n_fft, 0), min(end + n_fft, plan.num_samples)
         while visible[-1].start < last and (following := next(coming, None)):
             visible.append(following)
         while visible[0].start + visible[0].length <= first:
             visible.popleft()
         seen = [window for window in visible if window.start < last]
-        heard = song.read(first, last).to(seen[0].weight) * gain
+        heard = song.read(first, last).to(seen[0].weight) * plan.gain
         spectrum = stft(heard, n_fft)
         masks = shares = None
-        if seen[0].audio is not None:
-            stem_power = spectrum.real.new_zeros(seen[0].audio.shape[-2], *spectrum.shape[-2:])
-            for window in seen:
-                _add_power(stem_power, window.audio, window.start - first, n_fft)
+        if seen[0].powers is not None:
+            stem_power = _sum_powers(seen, first // hop, spectrum.shape[-1])
             shares = ratio_masks(append_rest(stem_power, spectrum) if rest else stem_power, exponent)
         if seen[0].masks is not None:
-            frames = first + torch.arange(spectrum.shape[-1], device=spectrum.device) * (n_fft // 4)
-            masks = masks_at_bins(_blend_masks(seen, frames), window_rate, n_fft, sampling_rate)
+            centres = first + hop * torch.arange(spectrum.shape[-1], device=spectrum.device)
+            masks = masks_at_bins(_blend_masks(seen, centres), window_rate, n_fft, plan.sampling_rate)
         both = masks is not None and shares is not None
         masks = combine_masks(masks, shares, token_share) if both else shares if masks is None else masks
-        if iterations:
-            stems = istft(_apply(masks, spectrum, iterations), last - first)
-        else:  # the last stem is what the others leave: one inverse transform less
-            others = masks[:-1, None] * spectrum
-            others = istft(others, last - first) if len(others) else heard.new_zeros(0, *heard.shape)
-            stems = torch.cat((others, heard[None] - others.sum(dim=0, keepdim=True)))
-        yield stems[..., begin - first : end - first] / gain
+        # The last stem is what the others leave: one inverse transform less.
+        others = masks[:-1, None] * spectrum
+        others = istft(others, last - first) if len(others) else heard.new_zeros(0, *heard.shape)
+        stems = torch.cat((others, heard[None] - others.sum(dim=0, keepdim=True)))
+        yield stems[..., begin - first : end - first] / plan.gain
 
 
 def place_windows(
-    windows: Iterable[WindowEstimate],
-    window_starts: list[int],
-    overlap_samples: int,
-    window_rate: int,
-    sampling_rate: int,
+    windows: Iterable[WindowEstimate], plan: WindowPlan, window_rate: int, n_fft: int
 ) -> Iterator[PlacedWindow]:
     """Windows where they stand in the song; powers of their audio add up to the blended power."""
-    for index, (start, window) in enumerate(zip(window_starts, windows)):
+    hop = n_fft // 4
+    for index, (window_start, window) in enumerate(zip(plan.starts, windows)):
         tensor = window.masks if window.audio is None else window.audio
-        weight = window_weight(index, window_starts, window.num_samples, overlap_samples).to(tensor)
-        audio = window.audio
-        if audio is not None:
-            audio = resample(audio * weight.sqrt(), window_rate, sampling_rate)
-        yield PlacedWindow(
-            start=round(start * sampling_rate / window_rate),
-            length=-(-window.num_samples * sampling_rate // window_rate),
-            weight=weight,
-            audio=audio,
-            masks=window.masks,
-        )
+        weight = window_weight(index, plan.starts, window.num_samples, plan.overlap).to(tensor)
+        start, powers = round(window_start * plan.sampling_rate / window_rate), None
+        if window.audio is not None:
+            audio = resample(window.audio * weight.sqrt(), window_rate, plan.sampling_rate)
+            # Frames that are centred up to half an FFT outside see the window as well.
+            padded = torch.nn.functional.pad(audio, (n_fft // 2 + start % hop, n_fft // 2))
+            powers = power(stft(padded, n_fft))
+            powers = powers.reshape(-1, *powers.shape[-3:]).mean(dim=0)  # over candidates
+        length = -(-window.num_samples * plan.sampling_rate // window_rate)
+        yield PlacedWindow(start, length, weight, start // hop - 2, powers, window.masks)  # half an FFT is two hops
+
+
+def _sum_powers(windows: list[PlacedWindow], first_frame: int, num_frames: int) -> torch.Tensor:
+    """Powers `(S, F, L)` of windows, added up on the L frames of the song from `first_frame` on."""
+    total = windows[0].powers.new_zeros(*windows[0].powers.shape[:2], num_frames)
+    for window in windows:
+        shift = window.first_frame - first_frame
+        begin, end = max(shift, 0), min(shift + window.powers.shape[-1], num_frames)
+        total[..., begin:end] += window.powers[..., begin - shift : end - shift]
+    return total
 
 
 def _blend_masks(windows: list[PlacedWindow], frames: torch.Tensor) -> torch.Tensor:
@@ -338,15 +281,37 @@ def window_weight(index: int, starts: list[int], window: int, overlap: int) -> t
     return weight
 
 
-def _add_power(stem_power: torch.Tensor, estimates: torch.Tensor, start: int, n_fft: int) -> None:
-    """Add the power of `(S, n)`, or the mean of `(D, S, n)`, that begins `start` samples (also negative) after frame 0
-    to `(S, F, L)`.
+@functools.lru_cache(maxsize=8)
+def band_matrix(num_mel_bins: int, mel_rate: int, n_fft: int, sampling_rate: int) -> torch.Tensor:
+    """`(num_mel_bins, n_fft / 2 + 1)`: weights of the bands of `log_mel_spectrogram` at `mel_rate` in each bin of an
+    STFT at `sampling_rate`, both in hertz (Hz); those of a bin add up to 1."""
+    highest = 2595 * torch.log10(torch.tensor(1 + mel_rate / 2 / 700, dtype=torch.float64))
+    mels = torch.linspace(0, 1, num_mel_bins + 2, dtype=torch.float64)[1:-1] * highest  # HTK, as the extractor's
+    centres = 700 * (10 ** (mels / 2595) - 1)
+    bins = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * sampling_rate / n_fft
+    upper = torch.searchsorted(centres, bins).clamp(1, num_mel_bins - 1)
+    share = ((bins - centres[upper - 1]) / (centres[upper] - centres[upper - 1])).clamp(0, 1)
+    columns = torch.arange(len(bins))
+    matrix = torch.zeros(num_mel_bins, len(bins), dtype=torch.float64)
+    matrix[upper - 1, columns] = 1 - share
+    matrix[upper, columns] += share
+    return matrix.float()
+
+
+def masks_at_frames(masks: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """`(..., L, M)` -> `(..., N, M)` at positions `(N,)`, in frames: 0.5 is the middle between the first two.
+
+    Masks are smooth, so they are interpolated linearly, here and between bands; beyond the first and the last centre
+    they are held. Interpolated masks add up to 1 as those they come from do.
     """
-    hop = n_fft // 4
-    # Frames that are centred up to half an FFT outside see the estimates as well.
-    padded = torch.nn.functional.pad(estimates, (n_fft // 2 + start % hop, n_fft // 2))
-    first = start // hop - 2  # half an FFT is two hops
-    added = power(stft(padded, n_fft))
-    added = added.reshape(-1, *stem_power.shape[:2], added.shape[-1]).mean(dim=0)
-    begin, end = max(first, 0), min(first + added.shape[-1], stem_power.shape[-1])
-    stem_power[..., begin:end] += added[..., begin - first : end - first]
+    last = masks.shape[-2] - 1
+    positions = positions.clamp(0, last)
+    lower = positions.floor().long().clamp(max=max(last - 1, 0))
+    share = (positions - lower).to(masks)[:, None]
+    return torch.lerp(masks[..., lower, :], masks[..., (lower + 1).clamp(max=last), :], share)
+
+
+def masks_at_bins(masks: torch.Tensor, mel_rate: int, n_fft: int, sampling_rate: int) -> torch.Tensor:
+    """`(..., N, M)` -> `(..., n_fft / 2 + 1, N)`, as STFTs have their axes; `band_matrix` says what the rest is."""
+    matrix = band_matrix(masks.shape[-1], mel_rate, n_fft, sampling_rate).to(masks)
+    return (masks @ matrix).transpose(-1, -2)

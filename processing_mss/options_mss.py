@@ -4,10 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 CLIP_MODES = ("none", "rescale", "clamp")
-COMBINATIONS = ("mean", "best")
-TOKEN_OPTIONS = (  # how tokens are drawn and used: `masked` output has none
+TOKEN_OPTIONS = (  # how tokens are sampled and used: `masked` output has none
     "num_candidates",
-    "combine",
     "do_sample",
     "temperature",
     "top_k",
@@ -28,7 +26,6 @@ class SeparationOptions:
     overlap: float | None = None
     batch_size: int | None = None
     num_candidates: int | None = None
-    combine: str | None = None
     do_sample: bool | None = None
     temperature: float | None = None
     top_k: int | None = None
@@ -36,7 +33,6 @@ class SeparationOptions:
     seed: int | None = None
     num_codebooks: int | None = None
     expected: bool | None = None
-    filter_iterations: int = 0
     clip_mode: str = "none"
     progress_callback: Callable[[int, int], None] | None = None
 
@@ -49,11 +45,10 @@ class SeparationOptions:
         _require(self.stems is None or (self.stems and set(self.stems) <= set(names)), "stems", names, self.stems)
         _require(self.two_stems is None or self.two_stems in names, "two_stems", names, self.two_stems)
         _require(self.clip_mode in CLIP_MODES, "clip_mode", CLIP_MODES, self.clip_mode)
-        _require(self.combine in (None, *COMBINATIONS), "combine", COMBINATIONS, self.combine)
-        for name, low in (("batch_size", 1), ("num_candidates", 1), ("num_codebooks", 1), ("filter_iterations", 0)):
+        for name in ("batch_size", "num_candidates", "num_codebooks"):
             value = getattr(self, name)
-            if value is not None and value < low:
-                raise ValueError(f"`{name}` must be at least {low}, got {value}.")
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
         if self.num_codebooks is not None and self.num_codebooks > config.num_codebooks:
             raise ValueError(
                 f"`num_codebooks` must be at most {config.num_codebooks}, the model's, got {self.num_codebooks}."
@@ -62,39 +57,37 @@ class SeparationOptions:
             raise ValueError(f"`stems` must name each stem once, got {self.stems}.")
         if self.stems is not None and self.two_stems is not None:
             raise ValueError(f"`two_stems` gives {self.labels(config)}: leave `stems` out, got {self.stems}.")
-        if output == "generated" and (self.expected or self.filter_iterations or self.combine == "mean"):
+        if output == "generated" and (self.expected or (self.num_candidates or 1) > 1):
             raise ValueError(
-                "`expected`, `filter_iterations` and combine='mean' are for output='filtered', got output='generated'."
+                "`expected` and several candidates are averaged by the filter, for output='filtered'; got "
+                f"output='generated', expected={self.expected}, num_candidates={self.num_candidates}."
             )
         if output == "masked" and (given := [name for name in TOKEN_OPTIONS if getattr(self, name) is not None]):
-            raise ValueError(f"output='masked' draws no tokens, got {given}: leave them out, or choose another output.")
+            raise ValueError(
+                f"output='masked' samples no tokens, got {given}: leave them out, or choose another output."
+            )
         if self.expected and self.num_codebooks is not None:
             raise ValueError(f"`expected` averages all codebooks: leave num_codebooks={self.num_codebooks} out.")
         if (self.num_candidates or 1) > 1 and self.do_sample is False:
             raise ValueError(
-                f"num_candidates={self.num_candidates} needs draws that differ: leave `do_sample` out or set it True."
+                f"num_candidates={self.num_candidates} needs samples that differ: leave `do_sample` out or set it True."
             )
 
     def as_saved_with(self, config, generation_config) -> "SeparationOptions":
         """Complete: the model's own output and number of candidates, where none was asked for.
 
-        Greedy decoding, asked for or saved, has one candidate, and so have masks.
+        Only the filter averages candidates, and only sampled ones differ: all else has one.
         """
         output, num_candidates = self.output or config.outputs[0], self.num_candidates
         if num_candidates is None:
-            one = output == "masked" or self.do_sample is False or not generation_config.do_sample
-            num_candidates = 1 if one else config.num_candidates
+            several = output == "filtered" and self.do_sample is not False and generation_config.do_sample
+            num_candidates = config.num_candidates if several else 1
         return replace(self, output=output, num_candidates=num_candidates)
 
     @property
     def uses_averages(self) -> bool:
         """Whether the filter goes by averages of codebook vectors: unless it is told otherwise, with all codebooks."""
         return self.output == "filtered" and self.num_codebooks is None if self.expected is None else self.expected
-
-    @property
-    def keeps_best(self) -> bool:
-        """Whether candidates are ranked. The filter takes their mean power, unless it is told otherwise."""
-        return self.num_candidates > 1 and (self.combine == "best" or self.output == "generated")
 
     def labels(self, config) -> list[str]:
         """Names of the stems that come out, in order."""
@@ -105,11 +98,11 @@ class SeparationOptions:
     def generated_stems(self, config) -> list[str]:
         """Names of the stems of which something must be known, in the model's order or in that asked for.
 
-        All of them to rank candidates by what they explain, and to sum up generated stems. The filter takes every track
-        that is generated on the way to the last one wanted, since each makes its denominator better and costs no step.
+        All of them to sum up generated stems. The filter takes every track that is generated on the way to the last one
+        wanted, since each makes its denominator better and costs no step.
         """
         names = list(config.stems)
-        if self.keeps_best or self.output == "masked":
+        if self.output == "masked":
             return names
         if self.output == "generated":
             return names if self.two_stems else self.labels(config)

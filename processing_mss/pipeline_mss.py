@@ -12,8 +12,7 @@ from transformers.utils import logging
 
 from .audio_reader_mss import AudioReader, damage_message
 from .options_mss import SeparationOptions
-from .separation_mss import StemStream, separate_song
-from .song_mss import Song
+from .separation_mss import Song, StemStream, separate_song
 
 logger = logging.get_logger(__name__)
 
@@ -70,19 +69,16 @@ class AudioSourceSeparationPipeline(Pipeline):
             window_s (`float`), overlap (`float`): window in seconds and share of it that is cross-faded.
             batch_size (`int`, *optional*): windows that are generated at once; if not given, as many as fit into a
                 GPU's free memory, 16 on CPUs. It is halved when memory runs out.
-            num_candidates (`int`, *optional*): draw so many candidates of every window, which take as many times the
-                memory; if not given, as many as the model's configuration says. Implies `do_sample` (with top_p=0.9,
-                unless the call or the model limits draws in another way).
-            combine (`str`, *optional*): what is made of them: `"mean"`, the filter goes by their mean power (the
-                default of `"filtered"`, and only for it); `"best"`, the candidate is kept whose stems together explain
-                the mixture best (the default of `"generated"`); all stems are generated for that, also with `stems`.
+            num_candidates (`int`, *optional*): sample so many candidates of every window, which take as many times the
+                memory; the filter goes by their mean power, so for `"filtered"` only. If not given, as many as the
+                model's configuration says. Implies `do_sample` (with top_p=0.9, unless the call or the model limits
+                sampling in another way).
             do_sample, temperature, top_k, top_p: see the model's `generate`.
-            seed (`int`): repeatable draws; a window's depend on its place in the song, not on `batch_size`.
+            seed (`int`): makes sampling repeatable; what a window gets depends on its place in the song, not on
+                `batch_size`.
             num_codebooks (`int`): decode the first layers of codes only.
             expected (`bool`, *optional*): let the filter use the average of what the model holds possible, in place of
                 what it chose. For `"filtered"` only, with all codebooks; True there, if not given.
-            filter_iterations (`int`): steps of expectation maximisation, which refines filtered stems by where they
-                stand in the stereo image; for one or two channels.
             clip_mode (`str`): `"none"` leaves samples beyond full scale as they are, `"rescale"` makes the whole song
                 quieter if there are any, `"clamp"` cuts them.
             progress_callback (`Callable[[int, int], None]`): called with (steps done, steps in all) of the song, of
@@ -104,8 +100,9 @@ class AudioSourceSeparationPipeline(Pipeline):
     def stream(self, inputs, batch_size: int | None = None, **kwargs) -> StemStream:
         """Separate one song in constant memory, however long it is; the arguments are those of a call.
 
-        A file is read block by block, three times: for its length, for its level, and to separate it. Stems come as
-        they are ready, except with clip_mode="rescale", which has to know the loudest sample first.
+        Up to half an hour of music is decoded once and kept; a longer file is decoded block by block, four times: for
+        its length, its level, its windows, and to cut stems out of it. Stems come as they are ready, except with
+        clip_mode="rescale", which has to know the loudest sample first.
         """
         preprocess, forward, _ = self._sanitize_parameters(windows_per_batch=batch_size, **kwargs)
         model_inputs = self.preprocess(inputs, **{**self._preprocess_params, **preprocess})
@@ -122,7 +119,6 @@ class AudioSourceSeparationPipeline(Pipeline):
         overlap: float | None = None,
         windows_per_batch: int | None = None,
         num_candidates: int | None = None,
-        combine: str | None = None,
         do_sample: bool | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -130,7 +126,6 @@ class AudioSourceSeparationPipeline(Pipeline):
         seed: int | None = None,
         num_codebooks: int | None = None,
         expected: bool | None = None,
-        filter_iterations: int | None = None,
         clip_mode: str | None = None,
         progress_callback: Callable[[int, int], None] | None = None,
     ):
@@ -142,7 +137,6 @@ class AudioSourceSeparationPipeline(Pipeline):
             "overlap": overlap,
             "batch_size": windows_per_batch,
             "num_candidates": num_candidates,
-            "combine": combine,
             "do_sample": do_sample,
             "temperature": temperature,
             "top_k": top_k,
@@ -150,7 +144,6 @@ class AudioSourceSeparationPipeline(Pipeline):
             "seed": seed,
             "num_codebooks": num_codebooks,
             "expected": expected,
-            "filter_iterations": filter_iterations,
             "clip_mode": clip_mode,
             "progress_callback": progress_callback,
         }

@@ -10,9 +10,9 @@ from transformers import ProcessorMixin
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import logging
 
+from .audio_source_mss import as_waveform
 from .feature_extraction_mss import require_tensor_type, require_whole_number
 from .resampling_mss import StreamingResampler, resample
-from .song_mss import as_waveform
 from .windowing_mss import WindowPlan, cross_fade, split_windows, window_starts
 
 logger = logging.get_logger(__name__)

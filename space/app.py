@@ -115,8 +115,9 @@ def write_stems(path: str, files: dict[str, str], output: str, watch: Watch):
         stream = pipe.stream(
             reader, stems=list(files), output=output, clip_mode="rescale", progress_callback=watch.on_progress
         )
-        layout = stream.sampling_rate, stream.num_channels
-        writers = {label: stack.enter_context(AudioWriter(file, *layout)) for label, file in files.items()}
+        layout = {"sampling_rate": stream.sampling_rate, "num_channels": stream.num_channels}
+        layout["num_samples"] = stream.num_samples
+        writers = {label: stack.enter_context(AudioWriter(file, **layout)) for label, file in files.items()}
         for block in stream:
             for label, samples in block.items():
                 writers[label].write(samples)

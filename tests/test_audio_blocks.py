@@ -19,6 +19,7 @@ from processing_mss import (
     AudioWriter,
     StreamingResampler,
     audio_reader_mss,
+    audio_source_mss,
     audio_writer_mss,
     read_audio,
     read_comment,
@@ -63,13 +64,19 @@ NAMES = [*(f"song.{suffix}" for suffix in (*BY_LIBSNDFILE, *BY_FFMPEG)), "uncoun
 
 
 @pytest.mark.parametrize("name", NAMES)
-@given(block_samples=st.one_of(st.integers(64, 3000), st.integers(1, 300000)), as_bytes=st.booleans())
-@settings(max_examples=5)
-def test_blocks_are_what_is_read_at_once(encoded, name, block_samples, as_bytes):
+@given(
+    block_samples=st.one_of(st.integers(64, 3000), st.integers(1, 300000)), as_bytes=st.booleans(), kept=st.booleans()
+)
+@settings(max_examples=6)
+def test_blocks_are_what_is_read_at_once(encoded, name, block_samples, as_bytes, kept):
     source = encoded[name].read_bytes() if as_bytes else encoded[name]
     whole, rate = read_audio(source)
     assert abs(whole.shape[1] - 150000) <= 3000  # encoders pad
-    with AudioReader(source) as reader:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audio_reader_mss, "KEPT_VALUES", whole.size - (0 if kept else 1))
+        opened = AudioReader(source)
+    assert opened.is_kept == kept
+    with opened as reader:
         assert (reader.num_channels, reader.num_samples, reader.sampling_rate) == (*whole.shape, rate)
         unfinished = reader.blocks(block_samples)
         next(unfinished)
@@ -215,7 +222,7 @@ def test_reading_ends_where_it_is_told_to(encoded):
 def test_comments_are_read_again(tmp_path, suffix, monkeypatch):
     monkeypatch.setattr(audio_writer_mss, "WAV_LIMIT", 60000)
     path = tmp_path / f"song.{suffix}"
-    with AudioWriter(path, 44100, 2, comment="vocals: 100 % möglich") as writer:
+    with AudioWriter(path, 44100, 2, comment="vocals: 100 % möglich", num_samples=27000) as writer:
         for _ in range(3):
             writer.write(np.zeros((2, 9000)))
     assert read_comment(path) == "vocals: 100 % möglich"
@@ -224,9 +231,11 @@ def test_comments_are_read_again(tmp_path, suffix, monkeypatch):
     assert read_comment(path) is None
 
 
-def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path):
+def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path, monkeypatch):
     path = tmp_path / "song.wav"
     write_audio(path, np.zeros((1, 1000)), 8000)
+    kept = AudioReader(path)
+    monkeypatch.setattr(audio_reader_mss, "KEPT_VALUES", 999)
     with AudioReader(path) as reader:
         with pytest.raises(ValueError, match="at least 1"):
             reader.blocks(0)
@@ -236,11 +245,13 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path):
         path.write_text("no audio any more")
         with pytest.raises(AudioReadError, match=r"song.wav as audio"):
             list(reader.blocks(300))
+    assert sum(block.shape[1] for block in kept.blocks(300)) == 1000  # decoded once, and kept
 
 
 def test_a_file_that_is_gone_is_an_error(tmp_path, monkeypatch):
     path = tmp_path / "song.wav"
     write_audio(path, np.zeros((1, 1000)), 8000)
+    monkeypatch.setattr(audio_reader_mss, "KEPT_VALUES", 999)
     reader = AudioReader(path)
     path.unlink()
     with pytest.raises(AudioReadError, match=r"^Cannot read .*song\.wav: No such file or directory\.$"):
@@ -266,7 +277,8 @@ def test_bytes_of_every_kind_are_read(encoded):
 
 def test_a_url_is_downloaded_once(encoded, monkeypatch):
     contents = [encoded["song.ogg"].read_bytes()]
-    monkeypatch.setattr(audio_reader_mss, "_download", lambda url: contents.pop())
+    monkeypatch.setattr(audio_source_mss, "_download", lambda url: contents.pop())
+    monkeypatch.setattr(audio_reader_mss, "KEPT_VALUES", 0)
     with AudioReader("https://example.org/song.ogg") as reader:
         assert sum(block.shape[1] for block in reader.blocks(9999)) == reader.num_samples
 
@@ -280,7 +292,8 @@ def test_blocks_write_what_is_written_at_once(tmp_path, monkeypatch, target, wav
     write_audio(tmp_path / f"whole.{suffix}", waveform, 44100, bits)
     monkeypatch.setattr(audio_writer_mss, "WAV_LIMIT", wav_limit)
     paths = [tmp_path / f"{name}.{suffix}" for name in ("a", "b")]
-    with AudioWriter(paths[0], 44100, 2, suffix, bits) as a, AudioWriter(paths[1], 44100, 2, bits=bits) as b:
+    known = {"bits": bits, "num_samples": 40000}
+    with AudioWriter(paths[0], 44100, 2, suffix, **known) as a, AudioWriter(paths[1], 44100, 2, **known) as b:
         for block in np.split(waveform, sorted(rng.integers(0, 40000, 7)), axis=1):
             a.write(block)
             b.write(block)
@@ -304,7 +317,7 @@ def test_an_interrupted_file_leaves_nothing_but_what_was_there(tmp_path, error):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
-def test_what_cannot_be_written_is_refused(tmp_path):
+def test_what_cannot_be_written_is_refused(tmp_path, monkeypatch):
     with pytest.raises(AudioWriteError, match="formats are"):
         AudioWriter(tmp_path / "song", 48000, 1)
     wrong = [NAN, NAN[:1] * 0, np.zeros(5), np.zeros((2, 5), dtype=np.int16)]  # libmp3lame dies of NaN
@@ -312,6 +325,10 @@ def test_what_cannot_be_written_is_refused(tmp_path):
         with pytest.raises(AudioWriteError) as raised, AudioWriter(tmp_path / "song.mp3", 48000, 2) as writer:
             writer.write(block)
         assert message in str(raised.value)
+    with monkeypatch.context() as patch, pytest.raises(AudioWriteError, match="num_samples"):
+        patch.setattr(audio_writer_mss, "WAV_LIMIT", 60000)
+        with AudioWriter(tmp_path / "long.wav", 48000, 1) as writer:
+            writer.write(np.zeros((1, 40000)))
     write_audio(tmp_path / "loud.mp3", np.full((1, 5000), 1e9), 48000)  # and of this, were it not cut
     assert [path.name for path in tmp_path.iterdir()] == ["loud.mp3"]
 

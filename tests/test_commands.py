@@ -59,7 +59,7 @@ def test_two_stems_and_what_the_pipeline_can_more(song, tmp_path, model_dir):
     arguments = ["separate", str(song), "--model", model_dir, "--output_dir", str(tmp_path / "out"), "--bits", "32f"]
     arguments += ["--two_stems", "vocals", "--window_s", "0.8", "--overlap", "0.25", "--batch_size", "2"]
     for more in (
-        ["--expected", "--filter_iterations", "1"],
+        ["--expected", "--overlap", "0.25"],
         ["--num_candidates", "2", "--seed", "1", "--top_k", "5", "--num_codebooks", "2"],
     ):
         assert main([*arguments, *more, "--overwrite"]) == 0
@@ -237,14 +237,14 @@ def test_an_interrupted_run_leaves_no_half_file(song, tmp_path, model_dir, monke
 def test_a_signal_inside_of_ffmpeg_is_not_taken_for_the_end_of_the_song(
     song, tmp_path, model_dir, monkeypatch, capsys, at_read
 ):
-    reads, read = itertools.count(), audio_reader_mss._Source.read
+    reads, read = itertools.count(), audio_reader_mss.Source.read
 
     def interrupted(source, size):
         if next(reads) == at_read:
             signal.raise_signal(signal.SIGTERM)
         return read(source, size)
 
-    monkeypatch.setattr(audio_reader_mss._Source, "read", interrupted)
+    monkeypatch.setattr(audio_reader_mss.Source, "read", interrupted)
     arguments = ["separate", str(song), "--model", model_dir, "--output_dir", str(tmp_path / "out")]
     assert main([*arguments, "--window_s", "0.8"]) == 130
     assert "interrupted" in capsys.readouterr().err

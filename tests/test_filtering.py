@@ -1,4 +1,4 @@
-"""The Wiener filter over the mixture: masks, expectation maximisation, windows of a long song."""
+"""The Wiener filter over the mixture: masks, windows of a long song."""
 
 import pytest
 import torch
@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from processing_mss import WindowEstimate, filter_windows, wiener_filter
 from processing_mss.filtering_mss import (
     append_rest,
-    expectation_maximisation,
     fft_size,
     istft,
     power,
@@ -16,7 +15,7 @@ from processing_mss.filtering_mss import (
     stft,
     window_weight,
 )
-from processing_mss.windowing_mss import overlap_add, split_windows, window_starts
+from processing_mss.windowing_mss import WindowPlan, overlap_add, split_windows, window_starts
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -49,13 +48,11 @@ def test_istft_is_the_inverse_to_the_first_and_last_sample(num_samples, n_fft):
     mixture_level=st.sampled_from([0.0, 1e-7, 0.1, 10.0]),
     rest=st.booleans(),
     exponent=st.sampled_from([1.0, 1.5, 2.0]),
-    iterations=st.integers(0, 2),
 )
-def test_stems_add_up_to_the_mixture(num_samples, num_channels, levels, mixture_level, rest, exponent, iterations):
+def test_stems_add_up_to_the_mixture(num_samples, num_channels, levels, mixture_level, rest, exponent):
     mixture = mixture_level * noise(num_channels, num_samples, seed=num_samples)
     estimates = torch.tensor(levels)[:, None] * noise(len(levels), num_samples, seed=num_samples + 1)
-    iterations = iterations if num_channels < 3 else 0
-    stems = wiener_filter(estimates, mixture, rest=rest, exponent=exponent, iterations=iterations, n_fft=256)
+    stems = wiener_filter(estimates, mixture, rest=rest, exponent=exponent, n_fft=256)
     assert stems.shape == (len(levels) + rest, num_channels, num_samples)
     torch.testing.assert_close(stems.sum(dim=0), mixture, atol=1e-4 * max(mixture_level, 1e-3), rtol=0)
 
@@ -66,9 +63,8 @@ def test_silent_stems_stay_silent_and_silence_is_shared():
         expected = torch.tensor([[shares[0], 0.0, 0.5], [shares[1], 1.0, 0.5]])[..., None]
         torch.testing.assert_close(ratio_masks(stem_power, exponent), expected)
     mixture = noise(2, 4000)
-    for iterations in (0, 2):
-        stems = wiener_filter(torch.stack((torch.zeros(4000), mixture[0])), mixture, iterations=iterations, n_fft=256)
-        assert (stems[0] == 0).all()
+    stems = wiener_filter(torch.stack((torch.zeros(4000), mixture[0])), mixture, n_fft=256)
+    assert (stems[0] == 0).all()
 
 
 @pytest.mark.parametrize("exponent", [1.0, 2.0])
@@ -86,14 +82,13 @@ def test_only_magnitudes_of_estimates_count():
     torch.testing.assert_close(wiener_filter(-7 * estimates, mixture, n_fft=256), stems, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("iterations", [0, 1])
-def test_four_stems_are_taken_out_of_a_stereo_mixture(four_sounds, iterations):
+def test_four_stems_are_taken_out_of_a_stereo_mixture(four_sounds):
     pan = torch.tensor([[0.7, 0.7], [0.9, 0.5], [0.6, 0.8], [0.3, 1.0]])
     stereo = four_sounds[:, None] * pan[..., None]
     mixture = stereo.sum(dim=0)
-    stems = wiener_filter(stereo.mean(dim=1), mixture, iterations=iterations)
+    stems = wiener_filter(stereo.mean(dim=1), mixture)
     assert min(si_sdr(*pair) for pair in zip(stems, stereo)) > 12
-    vocals, rest = wiener_filter(stereo[:1].mean(dim=1), mixture, rest=True, iterations=iterations)
+    vocals, rest = wiener_filter(stereo[:1].mean(dim=1), mixture, rest=True)
     assert si_sdr(vocals, stereo[0]) > 12 and si_sdr(rest, stereo[1:].sum(dim=0)) > 12
 
 
@@ -103,46 +98,11 @@ def test_the_rest_is_what_the_mixture_has_more():
         torch.testing.assert_close(append_rest(torch.full((1, 1, 1), stem), mixture).flatten()[1].item(), rest)
 
 
-@pytest.mark.parametrize("num_channels", [1, 2])
-@pytest.mark.parametrize("scale", [1.0, 300.0])
-def test_expectation_maximisation_agrees_with_norbert(num_channels, scale):
-    norbert = pytest.importorskip("norbert", reason="the reference, norbert (in the extra dev), is not installed")
-    mixture = stft(scale * noise(num_channels, 4000, dtype=torch.float64), 64)
-    stem_power = power(stft(scale * noise(3, 4000, seed=1, dtype=torch.float64), 64))
-    x = mixture.permute(2, 1, 0).numpy().copy()  # norbert scales it in place
-    expected = norbert.wiener(stem_power.permute(2, 1, 0)[:, :, None].numpy(), x, iterations=2)
-    stems = ratio_masks(stem_power)[:, None] * mixture
-    ours = expectation_maximisation(stems, mixture, 2).permute(3, 2, 1, 0)
-    # 1e-5 of the largest: what keeps the two from dividing by zero is 1e-8 on diagonals, relative here, absolute there.
-    torch.testing.assert_close(ours, torch.from_numpy(expected), atol=1e-5 * mixture.abs().max().item(), rtol=0)
-
-
-@pytest.mark.parametrize("level", [1e-3, 1.0, 1e3])
-def test_float32_suffices_for_equal_channels(level):
-    mixture = level * noise(1, 8000, dtype=torch.float64).expand(2, -1)
-    estimates = level * noise(3, 8000, seed=1, dtype=torch.float64)
-    exact = wiener_filter(estimates, mixture, iterations=2, n_fft=256)
-    single = wiener_filter(estimates.float(), mixture.float(), iterations=2, n_fft=256)
-    # 1e-5 of the level: 20 times what was measured; what differs is rounding and the regularisation.
-    torch.testing.assert_close(single.double(), exact, atol=1e-5 * level, rtol=0)
-
-
-def test_expectation_maximisation_uses_the_stereo_image():
-    sources = noise(2, 40000)
-    stereo = sources[:, None] * torch.tensor([[1.0, 0.1], [0.1, 1.0]])[..., None]
-    estimates = sources + 0.5 * sources.flip(0)  # half wrong
-    ratio, refined = (wiener_filter(estimates, stereo.sum(dim=0), iterations=n, n_fft=256) for n in (0, 3))
-    assert all(si_sdr(after, s) > si_sdr(before, s) + 3 for before, after, s in zip(ratio, refined, stereo))
-    with pytest.raises(ValueError, match="got 3"):
-        wiener_filter(estimates, noise(3, 40000), iterations=1)
-
-
-@pytest.mark.parametrize("iterations", [0, 1])
-def test_batches_are_filtered_one_by_one(iterations):
+def test_batches_are_filtered_one_by_one():
     estimates, mixtures = noise(2, 3, 2000), noise(2, 2, 2000, seed=1)
-    batch = wiener_filter(estimates, mixtures, rest=True, iterations=iterations, n_fft=256)
+    batch = wiener_filter(estimates, mixtures, rest=True, n_fft=256)
     for stems, estimate, mixture in zip(batch, estimates, mixtures):
-        alone = wiener_filter(estimate, mixture, rest=True, iterations=iterations, n_fft=256)
+        alone = wiener_filter(estimate, mixture, rest=True, n_fft=256)
         torch.testing.assert_close(stems, alone, atol=1e-5, rtol=0)
 
 
@@ -168,21 +128,18 @@ def heard(windows: torch.Tensor) -> list[WindowEstimate]:
 def test_blocks_leave_no_trace(rest):
     num_samples = 30000  # four blocks at this rate
     estimates, mixture = noise(2, num_samples), noise(2, num_samples, seed=1)
-    blocks = list(
-        filter_windows(
-            heard(estimates[None]), [0], 0, 0.5, 1000, (mixture / 0.5).split(777, dim=-1), 30000, 1000, rest=rest
-        )
-    )
+    plan = WindowPlan([0], num_samples, 0, 0.5, num_samples, 1000)
+    blocks = list(filter_windows(heard(estimates[None]), plan, 1000, (mixture / 0.5).split(777, dim=-1), rest=rest))
     assert len(blocks) == 4
     whole = wiener_filter(estimates, mixture, rest=rest, n_fft=128)
     torch.testing.assert_close(torch.cat(blocks, dim=-1) * 0.5, whole, atol=1e-5, rtol=0)
 
 
-def test_powers_of_draws_are_averaged():
-    draws, mixture = noise(3, 2, 8000), noise(1, 8000, seed=1)
-    draws[1] *= 3
-    (stems,) = filter_windows(heard(draws[None]), [0], 0, 1.0, 1000, [mixture], 8000, 1000)
-    masks = ratio_masks(power(stft(draws, 128)).mean(dim=0))
+def test_powers_of_candidates_are_averaged():
+    candidates, mixture = noise(3, 2, 8000), noise(1, 8000, seed=1)
+    candidates[1] *= 3
+    (stems,) = filter_windows(heard(candidates[None]), WindowPlan([0], 8000, 0, 1.0, 8000, 1000), 1000, [mixture])
+    masks = ratio_masks(power(stft(candidates, 128)).mean(dim=0))
     torch.testing.assert_close(stems[:, 0], istft(masks * stft(mixture, 128), 8000), atol=1e-5, rtol=0)
 
 
@@ -191,21 +148,19 @@ def test_powers_of_draws_are_averaged():
     num_channels=st.integers(1, 2),
     rates=st.tuples(st.sampled_from([1000, 1470]), st.sampled_from([1000, 1103, 1600])),
     overlap=st.integers(0, 3999),
-    iterations=st.integers(0, 1),
     gain=st.sampled_from([1e-3, 1.0, 30.0]),
 )
 @settings(max_examples=30)
-def test_windows_of_any_song_add_up_to_it(num_samples, num_channels, rates, overlap, iterations, gain):
+def test_windows_of_any_song_add_up_to_it(num_samples, num_channels, rates, overlap, gain):
     rate, window_rate = rates
     mixture = noise(num_channels, num_samples, seed=num_samples) * 0.1 / gain
     starts = window_starts(-(-num_samples * window_rate // rate), 4000, min(overlap, 3600))
     windows = 0.1 * noise(len(starts), 3, 4000, seed=1)
     windows[::2, 1] = 0
-    options = {"rest": num_samples % 2 == 0, "iterations": iterations}
-    overlap = min(overlap, 3600)
-    blocks = filter_windows(heard(windows), starts, overlap, gain, window_rate, [mixture], num_samples, rate, **options)
-    stems = torch.cat(list(blocks), dim=-1)
-    assert stems.shape == (3 + options["rest"], num_channels, num_samples)
+    rest = num_samples % 2 == 0
+    plan = WindowPlan(starts, 4000, min(overlap, 3600), gain, num_samples, rate)
+    stems = torch.cat(list(filter_windows(heard(windows), plan, window_rate, [mixture], rest=rest)), dim=-1)
+    assert stems.shape == (3 + rest, num_channels, num_samples)
     torch.testing.assert_close(stems.sum(dim=0), mixture, atol=1e-4 * 0.1 / gain, rtol=0)
 
 
@@ -216,7 +171,7 @@ def test_windows_out_of_phase_are_as_good_as_the_song(four_sounds, overlap):
     windows = split_windows(estimates, starts, 9600)
     windows[1::2] *= -1
     mixture = estimates.sum(dim=0, keepdim=True)
-    (stems,) = filter_windows(heard(windows), starts, overlap, 1.0, 12000, [mixture], 48000, 12000)
+    (stems,) = filter_windows(heard(windows), WindowPlan(starts, 9600, overlap, 1.0, 48000, 12000), 12000, [mixture])
     whole = wiener_filter(estimates, mixture, n_fft=fft_size(12000))
     # What differs are frames at the edges of windows, which see part of one window and part of the next.
     assert min(si_sdr(*pair) for pair in zip(stems, whole)) > 20

@@ -12,8 +12,8 @@ import torch
 from transformers import pipeline
 
 import mss_lm  # noqa: F401
-from processing_mss import WindowEstimate
-from processing_mss.window_separator_mss import WindowSeparator
+from processing_mss import WindowEstimate, audio_reader_mss
+from processing_mss.separation_mss import WindowSeparator
 from processing_mss.windowing_mss import BlockBuffer, cross_fade, cut_windows, window_starts
 
 RATE = 44100
@@ -23,6 +23,12 @@ SHORT = {"window_s": 0.8, "overlap": 0.25}
 @pytest.fixture(scope="module")
 def pipe(model_dir):
     return pipeline("audio-source-separation", model=model_dir)
+
+
+@pytest.fixture
+def streamed(monkeypatch):
+    """Files are read as those are that do not fit into memory."""
+    monkeypatch.setattr(audio_reader_mss, "KEPT_VALUES", 0)
 
 
 @pytest.fixture
@@ -50,13 +56,18 @@ def write_song(path: Path, seconds: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("output", ["filtered", "generated"])
-def test_a_stream_is_the_call_in_pieces(pipe, tmp_path, output):
+def test_a_stream_is_the_call_in_pieces(pipe, tmp_path, output, monkeypatch):
     song = write_song(tmp_path / "song.wav", 14)
     options = {"output": output, "stems": ["vocals"], "batch_size": 4, **SHORT}
     stream = pipe.stream(tmp_path / "song.wav", **options)
     assert (stream.labels, stream.sampling_rate, stream.num_samples) == (["vocals"], RATE, song.shape[1])
     assert stream.num_channels == (2 if output == "filtered" else 1)
-    blocks = [block["vocals"] for block in stream]
+    with monkeypatch.context() as patch:
+        patch.setattr(audio_reader_mss, "KEPT_VALUES", 0)
+        decoded_anew = pipe.stream(tmp_path / "song.wav", **options)
+    for block, again in zip(stream, decoded_anew, strict=True):
+        np.testing.assert_array_equal(block["vocals"], again["vocals"])
+    blocks = [block["vocals"] for block in pipe.stream(tmp_path / "song.wav", **options)]
     assert len(blocks) > 2
     joined = np.concatenate(blocks, axis=1)
     assert joined.dtype == np.float32 and joined.shape == (stream.num_channels, song.shape[1])
@@ -81,7 +92,7 @@ def test_what_a_file_says_wrong_is_found_before_the_first_block(pipe, tmp_path):
 
 
 @pytest.mark.parametrize("output", ["filtered", "generated"])
-def test_only_windows_near_the_current_block_are_kept(pipe, tmp_path, echo, output):
+def test_only_windows_near_the_current_block_are_kept(pipe, tmp_path, echo, streamed, output):
     alive = {}
     for seconds in (15, 40):
         song = write_song(tmp_path / "song.wav", seconds)
@@ -104,7 +115,7 @@ def resident_mb() -> float:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="resident memory is read as Linux with glibc has it")
 @pytest.mark.parametrize("output", ["filtered", "generated"])
-def test_memory_does_not_grow_with_the_song(pipe, tmp_path, echo, output):
+def test_memory_does_not_grow_with_the_song(pipe, tmp_path, echo, streamed, output):
     song = write_song(tmp_path / "song.wav", 120)
     stems_mb = 4 * (song.nbytes if output == "filtered" else song.nbytes / 2) / 2**20
     del song

@@ -16,8 +16,8 @@ from processing_mss import (
     mel_power_spectrogram,
     resample,
 )
-from processing_mss.masking_mss import band_matrix, masks_at_frames
-from processing_mss.windowing_mss import split_windows, window_starts
+from processing_mss.filtering_mss import band_matrix, masks_at_frames
+from processing_mss.windowing_mss import WindowPlan, split_windows, window_starts
 from tests.tiny import masked_options, tiny_config, tiny_model, tiny_processor
 
 STEMS = ["vocals", "drums", "bass", "other"]
@@ -211,7 +211,8 @@ def test_true_masks_in_windows_separate_a_song_and_add_up_to_it(four_sounds, rat
     stems = resample(four_sounds, 48000, rate)
     mixture = stems.sum(dim=0, keepdim=True)
     estimates = [WindowEstimate(48000, masks=window) for window in masks]
-    blocks = filter_windows(estimates, starts, round(48000 * overlap_s), 1.0, 48000, [mixture], mixture.shape[1], rate)
+    plan = WindowPlan(starts, 48000, round(48000 * overlap_s), 1.0, mixture.shape[1], rate)
+    blocks = filter_windows(estimates, plan, 48000, [mixture])
     separated = torch.cat(list(blocks), dim=-1)[:, 0]
     torch.testing.assert_close(separated.sum(dim=0), mixture[0], atol=1e-5, rtol=0)
     error = (separated - stems).square().sum(dim=1)
@@ -230,8 +231,8 @@ def test_a_frame_beyond_the_last_window_has_the_masks_of_that_window():
     mixture = torch.randn(1, 3 * 46080, generator=torch.Generator().manual_seed(0))
     estimates = [WindowEstimate(46080, masks=window) for window in masks]
     starts = [0, 46080, 2 * 46080]
-    blocks = filter_windows(estimates, starts, 0, 1.0, 48000, [mixture], mixture.shape[1], 48000)
-    stems = torch.cat(list(blocks), dim=-1)
+    plan = WindowPlan(starts, 46080, 0, 1.0, mixture.shape[1], 48000)
+    stems = torch.cat(list(filter_windows(estimates, plan, 48000, [mixture])), dim=-1)
     assert stems[0, 0, -2000:].abs().max() < 1e-4
     assert (stems[0, 0, :40000] - mixture[0, :40000]).abs().max() < 1e-4
 
@@ -285,8 +286,8 @@ def test_filtered_output_lies_between_masks_and_tokens(pipe, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"output": "masked", "num_candidates": 4}, "draws no tokens"),
-        ({"temperature": 0.5}, "draws no tokens"),  # masked is the default of this model
+        ({"output": "masked", "num_candidates": 4}, "samples no tokens"),
+        ({"temperature": 0.5}, "samples no tokens"),  # masked is the default of this model
         ({"output": "louder"}, "what this checkpoint is for"),
     ],
 )

@@ -14,9 +14,7 @@ from transformers import GenerationConfig, pipeline
 import mss_lm  # noqa: F401
 from modeling_mss import MssConfig
 from processing_mss import AudioReadError, AudioSourceSeparationPipeline, WindowEstimate, read_audio
-from processing_mss.batching_mss import fitting_windows, window_bytes
-from processing_mss.candidates_mss import best_candidates, candidate_distances
-from processing_mss.window_separator_mss import WindowSeparator
+from processing_mss.separation_mss import WindowSeparator, fitting_windows, window_bytes
 from tests.tiny import tiny_config, tiny_model, tiny_processor
 
 
@@ -227,7 +225,7 @@ def test_windows_leave_no_clicks(pipe, monkeypatch):
     assert steepness_at_seams(pipe, "generated", overlap=0.0) > 3
 
 
-def test_draws_depend_on_the_seed_and_not_on_the_batch(pipe):
+def test_samples_depend_on_the_seed_and_not_on_the_batch(pipe):
     song = {"array": noise(1, 100000), "sampling_rate": 48000}
     options = {"do_sample": True, "output": "generated", **SHORT}
     first = audio(pipe(song, seed=5, batch_size=1, **options))
@@ -235,7 +233,7 @@ def test_draws_depend_on_the_seed_and_not_on_the_batch(pipe):
     assert np.abs(audio(pipe(song, seed=6, **options)) - first).max() > 1e-2
 
 
-def test_the_best_of_several_candidates_is_kept(pipe, monkeypatch):
+def test_candidates_are_sampled_in_one_batch(pipe, monkeypatch):
     song = {"array": noise(1, 100000), "sampling_rate": 48000}
     batches, generate = [], type(pipe.model).generate
     watched = ("num_return_sequences", "top_p", "stems")
@@ -244,16 +242,12 @@ def test_the_best_of_several_candidates_is_kept(pipe, monkeypatch):
         "generate",
         lambda self, **k: batches.append([k.get(name) for name in watched]) or generate(self, **k),
     )
-    result = pipe(song, num_candidates=3, seed=0, batch_size=2, output="generated", **SHORT)
+    result = pipe(song, num_candidates=3, seed=0, batch_size=2, **SHORT)
     check(result, 48000, (1, 100000))
     assert batches == 2 * [[3, 0.9, pipe.model.config.stems]]  # two of four windows each
     batches.clear()
-    vocals = {"num_candidates": 2, "seed": 0, "stems": ["vocals"], "top_k": 5, **SHORT}
-    best = pipe(song, combine="best", **vocals)
-    check(best, 48000, (1, 100000), ["vocals"])
-    mean = pipe(song, **vocals)  # of powers, for which the other stems need not be known
-    assert batches == [[2, None, pipe.model.config.stems], [2, None, ["vocals"]]]
-    assert np.abs(audio(mean) - audio(best)).max() > 1e-3
+    check(pipe(song, num_candidates=2, stems=["vocals"], top_k=5, **SHORT), 48000, (1, 100000), ["vocals"])
+    assert batches == [[2, None, ["vocals"]]]
 
 
 def test_the_model_says_how_many_candidates_there_are_unless_the_call_does(pipe, monkeypatch):
@@ -265,24 +259,17 @@ def test_the_model_says_how_many_candidates_there_are_unless_the_call_does(pipe,
     np.testing.assert_array_equal(three, audio(pipe(song, seed=0, num_candidates=3, **SHORT)))
     assert np.abs(three - audio(pipe(song, seed=0, num_candidates=1, **SHORT))).max() > 1e-3
     np.testing.assert_array_equal(greedy, audio(pipe(song, do_sample=False, **SHORT)))
+    generated = {"seed": 0, "output": "generated", **SHORT}  # no filter to average them
+    np.testing.assert_array_equal(audio(pipe(song, **generated)), audio(pipe(song, num_candidates=1, **generated)))
 
 
-def test_candidates_are_ranked_by_what_they_explain(four_sounds):
-    stems = torch.stack((four_sounds, 0.5 * four_sounds, -four_sounds.flip(0), torch.zeros_like(four_sounds)))
-    distances = candidate_distances(stems, four_sounds.sum(dim=0), 48000)
-    torch.testing.assert_close(distances[0], distances[2])  # phases and names do not count
-    assert distances[0] < 0.5 * distances[1] < 0.5 * distances[3]
-    best = best_candidates(stems.flip(0)[None], four_sounds.sum(dim=0)[None], 48000)
-    torch.testing.assert_close(best[0], -four_sounds.flip(0))
-
-
-def test_expected_codebooks_and_iterations_change_filtered_stems(pipe):
+def test_expected_and_codebooks_change_filtered_stems(pipe):
     song = {"array": noise(2, 60000), "sampling_rate": 44100}
     results = [pipe(song, **SHORT)]
-    for option in ({"expected": False}, {"num_codebooks": 1}, {"filter_iterations": 2}):
+    for option in ({"expected": False}, {"num_codebooks": 1}):
         results.append(pipe(song, **option, **SHORT))
         np.testing.assert_allclose(audio(results[-1]).sum(axis=0), song["array"], atol=1e-5)
-    assert len({result[0]["audio"].tobytes() for result in results}) == 4
+    assert len({result[0]["audio"].tobytes() for result in results}) == 3
     every = pipe(song, num_codebooks=pipe.model.config.num_codebooks, **SHORT)
     np.testing.assert_array_equal(audio(every), audio(results[1]))  # layers are chosen, not averaged
 
@@ -364,12 +351,10 @@ def test_bad_input_is_named(pipe, song, message):
         ({"stems": ["vocals", "vocals"]}, "each stem once"),
         ({"num_candidates": 0}, "at least 1"),
         ({"num_candidates": 2, "do_sample": False}, "do_sample"),
-        ({"combine": "median"}, "combine"),
-        ({"combine": "mean", "output": "generated"}, "filtered"),
+        ({"num_candidates": 2, "output": "generated"}, "filtered"),
         ({"num_codebooks": 5}, "at most 4"),
         ({"num_codebooks": 2, "expected": True}, "all codebooks"),
         ({"output": "generated", "expected": True}, "filtered"),
-        ({"output": "generated", "filter_iterations": 1}, "filtered"),
         ({"clip_mode": "soft"}, "rescale.*soft"),
         ({"overlap": 1.0}, "below 1"),
         ({"window_s": 0.01}, "at least"),
@@ -380,11 +365,6 @@ def test_bad_input_is_named(pipe, song, message):
 def test_bad_options_are_named(pipe, options, message):
     with pytest.raises(ValueError, match=message):
         pipe(noise(1, 100), sampling_rate=48000, **options)
-
-
-def test_the_stereo_image_is_for_two_channels(pipe):
-    with pytest.raises(ValueError, match="6 channels"):
-        pipe(noise(6, 100), sampling_rate=48000, filter_iterations=1)
 
 
 def test_defaults_of_a_pipeline_are_checked_at_once_and_hold(model_dir):

@@ -19,8 +19,8 @@ from processing_mss import (
     resampling_mss,
     write_audio,
 )
+from processing_mss.audio_source_mss import as_waveform
 from processing_mss.resampling_mss import resample
-from processing_mss.song_mss import as_waveform
 from processing_mss.windowing_mss import overlap_add, split_windows, window_starts
 from tests.tiny import tiny_processor
 

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from modeling_mss import MssForConditionalGeneration
-from processing_mss.filtering_mss import istft, stft
-from processing_mss.masking_mss import masks_at_bins, masks_at_frames
+from processing_mss.filtering_mss import istft, masks_at_bins, masks_at_frames, stft
 
 from .configuration import TrainingConfig
 from .scores import usdr
