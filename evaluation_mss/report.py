@@ -12,9 +12,8 @@ import torch
 
 from processing_mss import read_audio
 
-from .kept_audio import kept_identity
 from .pictures import FIRST_ROWS, spectrogram_sheet
-from .text_files import replace_text
+from .results import kept_identity, replace_text
 
 RULE = re.compile(r"\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?")  # the line below the head of a Markdown table
 LISTEN_ADVICE = (

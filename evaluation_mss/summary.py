@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from .score_lines import Key, Result, pair_key
+from .results import Key, Result, pair_key
 from .songs import Excerpt
 from .systems import System
 
@@ -85,7 +85,7 @@ def summarize(
     """All that tables say, of these systems, excerpts and scores alone.
 
     Args:
-        results: of everything in the folder, see `score_lines.collect`.
+        results: of everything in the folder, see `results.collect`.
         seed: of the bootstrap.
         ablations: names of systems. The others are compared with the first of them that is generative, or not, as they.
     """
