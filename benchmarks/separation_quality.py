@@ -16,6 +16,7 @@ import time
 from collections import defaultdict
 
 import torch
+from training_mss.scores import si_sdr
 
 import mss_lm  # noqa: F401
 from data_mss.manifest import Song, read_manifest, stem_paths
@@ -24,7 +25,6 @@ from processing_mss import AudioSourceSeparationPipeline, MssProcessor, read_aud
 from processing_mss.filtering_mss import wiener_filter
 from processing_mss.windowing_mss import window_starts
 from training_mss.codec_losses import spectral_losses, usdr
-from training_mss.scores import si_sdr
 
 RATE = 48000
 WINDOW = 4 * RATE
