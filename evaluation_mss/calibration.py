@@ -51,7 +51,7 @@ class Trial:
 
     def score(self, temperature: float, token_share: float) -> float:
         """`usdr`, mean of the audible stems, in dB."""
-        blocks = filter_windows(
+        chunks = filter_windows(
             (self._changed(estimate, temperature, token_share) for estimate in self.estimates),
             self.plan.starts,
             self.plan.overlap,
@@ -62,7 +62,7 @@ class Trial:
             self.song.sampling_rate,
             token_share=token_share,
         )
-        stems = dict(zip(self.stems, torch.cat(list(blocks), dim=-1).cpu()))
+        stems = dict(zip(self.stems, torch.cat(list(chunks), dim=-1).cpu()))
         return mean_usdr([stems[stem] for stem in self.song.stems], self.song)
 
     def _changed(self, estimate: WindowEstimate, temperature: float, token_share: float) -> WindowEstimate:

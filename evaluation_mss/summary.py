@@ -23,11 +23,11 @@ def song_means(values: list[tuple[str, float | None]]) -> dict[str, float]:
 
 
 def bootstrap_interval(values: np.ndarray, seed: int, resamples: int = RESAMPLES) -> tuple[float, float] | None:
-    """95 % confidence interval of the mean over songs, averaged over stems: percentiles over draws of songs.
+    """95 % confidence interval of the mean over songs, averaged over stems: percentiles over bootstrap samples.
 
     Args:
         values: `(songs, stems)`, NaN where a score is not defined.
-        seed: of the draws.
+        seed: of the bootstrap.
 
     Returns:
         (low, high); None if any stem is defined in one song only: nothing can be said of how it varies.
@@ -35,8 +35,8 @@ def bootstrap_interval(values: np.ndarray, seed: int, resamples: int = RESAMPLES
     values = values[~np.isnan(values).all(axis=1)]
     if (~np.isnan(values)).sum(axis=0).min() < 2:
         return None
-    draws = values[np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))]
-    means = nan_mean(draws, axis=1).mean(axis=-1)
+    samples = values[np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))]
+    means = nan_mean(samples, axis=1).mean(axis=-1)
     low, high = np.nanpercentile(means, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     return float(low), float(high)
 
