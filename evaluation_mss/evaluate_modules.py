@@ -15,14 +15,18 @@ from processing_mss import read_audio
 
 from .metric_table import METRICS, Sounds
 
+# Inputs of `compute`: what they are, and an example. A joint metric needs all stems of a song at once.
 INPUTS = {
-    "predictions": "estimates; a list of paths, or of arrays (T,) or (C, T)",
-    "references": "true signals, as predictions",
-    "mixtures": "what the estimates were made from, as predictions",
+    "predictions": ("estimates; a list of paths, or of arrays (T,) or (C, T)", '["estimate.wav"]'),
+    "references": ("true signals, as predictions", '["vocals.wav"]'),
+    "mixtures": ("what the estimates were made from, as predictions", '["song.wav"]'),
 }
 JOINT_INPUTS = {
-    "predictions": "songs; of each, a list of the stems' estimates: paths, or an array (S, C, T)",
-    "references": "true stems, as predictions and in the same order",
+    "predictions": (
+        "songs; of each, a list of the stems' estimates: paths, or an array (S, C, T)",
+        '[["my_vocals.wav", "my_drums.wav"]]',
+    ),
+    "references": ("true stems, as predictions and in the same order", '[["vocals.wav", "drums.wav"]]'),
 }
 
 
@@ -67,16 +71,14 @@ class MetricModule(evaluate.Metric):
 def describe_inputs(name: str) -> str:
     """What `compute` takes and returns, with an example."""
     metric = METRICS[name]
-    texts = JOINT_INPUTS if metric.joint else INPUTS
-    arguments = [f"    {argument}: {texts[argument]}." for argument in metric.inputs]
+    inputs = {argument: (JOINT_INPUTS if metric.joint else INPUTS)[argument] for argument in metric.inputs}
+    arguments = "".join(f"    {argument}: {text}.\n" for argument, (text, _) in inputs.items())
+    example = ", ".join(f"{argument}={files}" for argument, (_, files) in inputs.items())
     stems = f"    {name}_stems: for each stem, the same over songs.\n" if metric.joint else ""
-    files = '[["vocals.wav", "drums.wav"]]' if metric.joint else '["vocals.wav"]'
-    example = ", ".join(f"{argument}={files}" for argument in metric.inputs)
+    no_rate = "" if metric.needs_rate else " The score does not depend on it."
     return (
-        "Args:\n" + "\n".join(arguments) + "\n    sampling_rate: of arrays, in hertz (Hz); files know theirs."
-        f"{'' if metric.needs_rate else ' The score does not depend on it.'}\n\n"
-        f"Returns:\n    {', '.join(metric.scores)}: mean over all for which it is defined; NaN if there is none.\n"
-        f"{stems}\n"
+        f"Args:\n{arguments}    sampling_rate: of arrays, in hertz (Hz); files know theirs.{no_rate}\n\n"
+        f"Returns:\n    {', '.join(metric.scores)}: mean over all for which it is defined, or NaN.\n{stems}\n"
         f'Example:\n    >>> {name} = evaluate.load("evaluation_mss/metrics/{name}")\n'
         f"    >>> {name}.compute({example})\n"
     )

@@ -318,14 +318,8 @@ def test_rows_that_are_not_equal_are_refused(tmp_path, config, corpus, calls, ca
     assert "Unknown ['ema']" in fails()
     table_arguments(tmp_path, corpus, config, {"one": {"stage": "codec"}})
     assert "'separator', 'masks' or 'peer'" in fails()
-    table_arguments(tmp_path, corpus, config, {"one": {"of": "two", "decoding": "--no-expected"}})
-    assert "Rows are to decode ['two']" in fails()
-    table_arguments(tmp_path, corpus, config, {"one": {}, "two": {"of": "one", "decoding": "--top_p high"}})
-    assert "invalid float value: 'high'" in fails()
     table_arguments(tmp_path, corpus, config, {"one": {"train": ["--set", "separator.seed=1"]}})
     assert "belongs into the `changes`" in fails()
-    table_arguments(tmp_path, corpus, config, {"one": {}, "two": {"of": "one", "changes": {"separator": {}}}})
-    assert "has `of` and `decoding` and nothing else" in fails()
 
 
 def test_a_row_that_was_stopped_has_what_is_left_of_its_minutes(tmp_path, config, corpus, calls, monkeypatch):

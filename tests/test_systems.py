@@ -190,7 +190,7 @@ def test_the_identity_of_a_model_says_what_ran(model_dir, tmp_path):
         identity(copied),
         identity(model_dir, output="generated"),
         identity(model_dir, SeparationOptions(seed=1)),
-        identity(model_dir, SeparationOptions(filter_iterations=1)),
+        identity(model_dir, SeparationOptions(overlap=0.2)),
     ]
     assert len({plain, *others}) == 5 and others[2] == f"{plain}, seed=1"
     with pytest.raises(ValueError, match="two_stems"):
