@@ -126,7 +126,7 @@ def _add_systems(parser: argparse.ArgumentParser):
 def run(options: argparse.Namespace) -> int:
     # Imported here so that `--help` answers at once.
     from evaluation_mss.evaluation import evaluate
-    from evaluation_mss.protocol import METRICS as TABLE
+    from evaluation_mss.metric_table import METRICS as TABLE
     from evaluation_mss.songs import find_excerpts
 
     try:

@@ -13,7 +13,7 @@ from data_mss.manifest import read_manifest
 from evaluation_mss.baselines import BASELINES
 from evaluation_mss.bounds import BOUNDS
 from evaluation_mss.metric_inputs import MetricUnavailable
-from evaluation_mss.protocol import METRICS
+from evaluation_mss.metric_table import METRICS
 from evaluation_mss.results import read_records
 from processing_mss import AudioSourceSeparationPipeline, write_audio
 from tests.tiny import masked_options, small_corpus, tiny_model, tiny_processor
