@@ -6,8 +6,8 @@
 Every row is a run of train_accelerate.py in a folder of its own; one that was stopped goes on, for the minutes that it
 still has, and one whose final/ is there is skipped: remove its folder to train it again. With several GPUs, each works
 on a row at a time (CUDA_VISIBLE_DEVICES restricts them); on CPUs, --jobs rows at a time share the cores. Then all rows
-that are finished are scored by `mss-lm evaluate`, into scores/, on the same devices. Rows that only decode what another
-one has learnt need no training. A row that fails is reported, and the others go on.
+that are finished are scored by `mss-lm evaluate`, into scores/, on the same devices. A row that fails is reported, and
+the others go on.
 Prints one JSON line at the end; the exit code is 1 if something failed.
 """
 
@@ -27,7 +27,6 @@ from pathlib import Path
 import torch
 import yaml
 
-from commands_mss.evaluate import read_model
 from data_mss.sharding import whole_records
 from training_mss.configuration import build, load_config, read_with_bases
 from training_mss.run_state import checkpoint_folders, last_state
@@ -49,24 +48,17 @@ class Row:
         stage: of train_accelerate.py, "separator", "masks" or "peer".
         changes: what differs from the common configuration, nested as in `configs/`.
         train: more arguments of train_accelerate.py, for this row alone.
-        of, decoding: the separator of another row, decoded with these options of `mss-lm evaluate`, and no training.
     """
 
     stage: str = "separator"
     changes: dict = field(default_factory=dict)
     train: list[str] = field(default_factory=list)
-    of: str | None = None
-    decoding: str = ""
 
     def __post_init__(self):
         if self.stage not in ("separator", "masks", "peer"):
             raise ValueError(f"The stage of a row must be 'separator', 'masks' or 'peer', got {self.stage!r}.")
-        for_training = self.stage != "separator" or self.changes or self.train
-        if bool(self.of) != bool(self.decoding) or (self.of and for_training):
-            raise ValueError(f"A row is trained, or has `of` and `decoding` and nothing else, got {self}.")
         if "--set" in self.train:
             raise ValueError(f"What --set changes belongs into the `changes` of a row, got train={self.train}.")
-        read_model(f"row=of {self.decoding}", argparse.Namespace())
 
 
 @dataclass
@@ -103,13 +95,9 @@ class Ablations:
         names = list(self.table.rows)
         if unknown := sorted(set(options.rows or []) - set(names)):
             raise ValueError(f"Unknown rows {unknown}; {options.config} has {names}.")
-        trained = [name for name in names if not self.table.rows[name].of]
-        separators = [name for name in trained if self.table.rows[name].stage == "separator"]
-        if unknown := sorted({row.of for row in self.table.rows.values() if row.of} - set(separators)):
-            raise ValueError(f"Rows are to decode {unknown}, and {options.config} trains the separators {separators}.")
-        self.chosen = list(dict.fromkeys(self.table.rows[name].of or name for name in options.rows or names))
-        self.facts = {name: self._facts(name) for name in trained}
-        for name in trained:
+        self.chosen = list(dict.fromkeys(options.rows or names))
+        self.facts = {name: self._facts(name) for name in names}
+        for name in names:
             self._check(name)
 
     def folder(self, name: str) -> Path:
@@ -215,12 +203,8 @@ class Ablations:
 
     def _evaluation(self) -> list[str]:
         """Arguments of `mss-lm`, none if there is nothing to score."""
-        rows = {name: row for name, row in self.table.rows.items() if self.is_finished(row.of or name)}
-        models = [
-            f"{shlex.quote(f'{name}={self.folder(row.of or name)}/final')} {row.decoding}".strip()
-            for name, row in rows.items()
-            if row.stage != "peer"
-        ]
+        rows = {name: row for name, row in self.table.rows.items() if self.is_finished(name)}
+        models = [f"{name}={self.folder(name)}/final" for name, row in rows.items() if row.stage != "peer"]
         peers = [self._baseline(name) for name, row in rows.items() if row.stage == "peer"]
         if not rows:
             return []
@@ -311,9 +295,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--codec", required=True, metavar="PATH", help="folder or Hub id of a whole codec")
     parser.add_argument("--manifests", nargs="+", required=True, metavar="PATH", help="to train on")
     parser.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="a folder for each row, scores/")
-    parser.add_argument(
-        "--rows", nargs="+", metavar="NAME", help="only these are trained, or what they decode (default: all)"
-    )
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these are trained (default: all)")
     parser.add_argument("--minutes", type=float, default=10.0, help="of training, for each row (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="rows at a time, on CPUs (default: %(default)s)")
     parser.add_argument("--evaluate_manifests", nargs="+", metavar="PATH", help="default: those of --manifests")

@@ -8,10 +8,10 @@ examples:
   mss-lm evaluate --manifests data/musdb18 --model runs/separator/final --bounds codec codec_filtered reference \\
       --codec hcodec --codec_roundtrip --output_dir scores
       the paper's protocol beside the plain one
-  mss-lm evaluate --manifests data/mine --model runs/a/final "greedy=runs/a/final --no-do_sample" --output_dir scores
-      one model, decoded in two ways
+  mss-lm evaluate --manifests data/mine --model greedy=runs/a/final --no-do_sample --output_dir scores
+      options of quality hold for all models of a call; another decoding is another call, under another name
   mss-lm evaluate --manifests data/mine --excerpt_s 20 --starts_s 30 90 --baseline spleeter --report --output_dir scores
-      excerpts of 20 s; report.html with pictures and players
+      excerpts of 20 s; report.html with spectrograms and audio players
 
 The output folder gets scores-*.jsonl (a line for each song and system), summary.json and tables.md. A run that was
 stopped goes on where it was, and another one into the same folder adds its systems, metrics or songs; tables show what
@@ -21,8 +21,6 @@ exit codes: 0 all is scored, 1 something failed or a metric of --metrics cannot 
 """
 
 import argparse
-import copy
-import shlex
 from pathlib import Path
 
 from .errors import EXPECTED_ERRORS, fail
@@ -49,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     )
     group.add_argument("--overwrite", action="store_true", help="score again what is there already")
     group = parser.add_argument_group("report")
-    group.add_argument("--report", action="store_true", help="report.html: tables, spectrograms, players")
+    group.add_argument("--report", action="store_true", help="report.html: tables, spectrograms, audio players")
     group.add_argument(
         "--report_excerpts", type=int, default=3, metavar="N", help="so many are heard in it (default: %(default)s)"
     )
@@ -115,8 +113,7 @@ def _add_systems(parser: argparse.ArgumentParser):
         nargs="+",
         default=[],
         metavar="[NAME=]PATH",
-        help="folders or Hub ids of separators; several make Table 3 (ablations) too, with differences from the first. "
-        "In quotes, options of quality may follow that are this one's alone: 'NAME=PATH --num_candidates 1'",
+        help="folders or Hub ids of separators; several make Table 3 (ablations) too, with differences from the first",
     )
     group.add_argument(
         "--outputs",
@@ -129,7 +126,7 @@ def _add_systems(parser: argparse.ArgumentParser):
 def run(options: argparse.Namespace) -> int:
     # Imported here so that `--help` answers at once.
     from evaluation_mss.evaluation import evaluate
-    from evaluation_mss.protocol import METRICS as TABLE
+    from evaluation_mss.metric_table import METRICS as TABLE
     from evaluation_mss.songs import find_excerpts
 
     try:
@@ -220,50 +217,21 @@ def load_others(options: argparse.Namespace) -> list:
 
 
 def load_models(options: argparse.Namespace) -> list:
-    """Each model in each output mode."""
+    """Each model in each output mode, with those options of quality that the mode has."""
     from evaluation_mss.systems import ModelSystem, outputs_of
     from processing_mss import SeparationOptions
     from processing_mss.options_mss import TOKEN_OPTIONS
 
+    asked = {key: value for key, value in vars(options).items() if key in SeparationOptions.__dataclass_fields__}
+    without = {"masked": {*TOKEN_OPTIONS, "seed"}, "filtered": set(), "generated": {"expected"}}
     systems = []
     for given in options.model:
-        name, path, own = read_model(given, options)
-        asked = {key: value for key, value in vars(own).items() if key in SeparationOptions.__dataclass_fields__}
-        of_filter = {"expected": None, "filter_iterations": 0}  # what `generated` has instead
-        of_tokens = dict.fromkeys((*TOKEN_OPTIONS, "seed"))  # what `masked` does not have
-        of_filter["combine"] = None if own.combine == "mean" else own.combine
-        changed = {key for key, value in asked.items() if value != getattr(options, key)}
-        outputs = options.outputs or outputs_of(path)
-        for output in outputs:
-            without = {"masked": of_tokens, "filtered": {}, "generated": of_filter}[output]
-            if len(outputs) > 1 and changed and changed <= without.keys():
-                continue  # what is this model's own changes nothing here: the same stems again
-            wanted = SeparationOptions(**(asked | without))
+        name, separator, path = given.partition("=")
+        if not separator or Path(given).is_dir():  # "runs/lr=1" is a folder
+            name, path = "mss-lm" if len(options.model) == 1 else Path(given).name, given
+        if not (name.strip() and path.strip()):
+            raise ValueError(f"--model takes [NAME=]PATH, got {given!r}.")
+        for output in options.outputs or outputs_of(path):
+            wanted = SeparationOptions(**{key: value for key, value in asked.items() if key not in without[output]})
             systems.append(ModelSystem(path, output, wanted, options.device, f"{name} {output}"))
     return systems
-
-
-def read_model(given: str, options: argparse.Namespace) -> tuple[str, str, argparse.Namespace]:
-    """Name, path and options of one of --model: those of the command, and over them those that follow the path.
-
-    Raises:
-        ValueError: no path, or options that are none of quality.
-    """
-    is_folder = Path(given).is_dir() or Path(given.partition("=")[2] or given).is_dir()
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    add_quality_arguments(parser)
-    try:
-        words = [given] if is_folder else shlex.split(given)
-        own, unknown = parser.parse_known_args(words[1:], copy.copy(options))
-    except (ValueError, argparse.ArgumentError) as error:
-        raise ValueError(f"--model {given!r}: {error}.") from error
-    if unknown or not words:
-        raise ValueError(
-            f"--model takes [NAME=]PATH, or in quotes 'NAME=PATH --num_candidates 1' with options of quality, got "
-            f"{given!r}. A path with spaces that is no folder needs quotes of its own."
-        )
-    name, separator, path = words[0].partition("=")
-    if not separator or Path(words[0]).is_dir():  # "runs/lr=1" is a folder
-        path = words[0]
-        name = "mss-lm" if len(options.model) == 1 else Path(path).name
-    return name, path, own

@@ -17,6 +17,7 @@ NO_EFFECT = ("use_torch_checkpoint", "sage_attention")
 ONLY_VALUE = {"linear_transformer_depth": 0, "skip_connection": False}
 # Defaults in which the package (four residual streams, the mean kept) differs from MSST and its published networks.
 PUBLISHED_DEFAULTS = {"num_residual_streams": 1, "zero_dc": True}
+WRAPPERS = ("best_state", "state", "state_dict", "model_state_dict")  # of weights in a checkpoint, the first one counts
 
 
 class _TupleLoader(yaml.SafeLoader):
@@ -164,19 +165,35 @@ def load_bs_roformer_weights(model: torch.nn.Module, checkpoint: str):
     Raises:
         ValueError: the file cannot be read safely, or it does not fit the network.
     """
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # of the file system, of pickle, of zip
-        raise ValueError(f"Cannot read the checkpoint {checkpoint} as weights alone: {error}") from error
-    for wrapper in ("state", "state_dict", "model_state_dict"):
-        if wrapper in state:
-            state = state[wrapper]
+    state = read_weights(checkpoint)
     names = model.state_dict().keys()
     state = {_package_name(name, names): value for name, value in state.items()}
     if not any("to_value_residual_mix" in name for name in state):
         for module in model.modules():
             if hasattr(module, "to_value_residual_mix"):
                 module.to_value_residual_mix = None
+    fit_weights(model, state, checkpoint)
+
+
+def read_weights(checkpoint: str) -> dict[str, torch.Tensor]:
+    """Weights of a checkpoint by name, out of what trainings wrap them in.
+
+    Raises:
+        ValueError: the file cannot be read safely, or holds no weights.
+    """
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:  # of the file system, of pickle, of zip
+        raise ValueError(f"Cannot read the checkpoint {checkpoint} as weights alone: {error}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"The checkpoint {checkpoint} holds a {type(state).__name__}, not the weights of a network.")
+    while wrapper := next((name for name in WRAPPERS if isinstance(state.get(name), dict)), None):
+        state = state[wrapper]
+    return state
+
+
+def fit_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], checkpoint: str):
+    """Put weights into a network; raises ValueError if they do not fit."""
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

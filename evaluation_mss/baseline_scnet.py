@@ -18,11 +18,10 @@ from pathlib import Path
 import torch
 
 from data_mss.chunked_separation import separate_in_chunks, separate_with_channels
-from data_mss.teacher_bs_roformer import read_yaml_with_tuples
+from data_mss.teacher_bs_roformer import fit_weights, read_weights, read_yaml_with_tuples
 
 PLACES = ("scnet/SCNet.py", "models/scnet/scnet.py")  # of the network in a clone
 AUTHORS_CHUNK_S = 20  # of the authors' inference, with half of it overlapping; MSST's YAML says its own
-WRAPPERS = ("best_state", "state", "state_dict", "model_state_dict")  # of weights in a checkpoint, the first one counts
 
 
 class SCNetTeacher:
@@ -153,16 +152,6 @@ def load_weights(model: torch.nn.Module, checkpoint: str):
     Raises:
         ValueError: the file cannot be read safely, or it does not fit the network.
     """
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # of the file system, of pickle, of zip
-        raise ValueError(f"Cannot read the checkpoint {checkpoint} as weights alone: {error}") from error
-    if not isinstance(state, dict):
-        raise ValueError(f"The checkpoint {checkpoint} holds a {type(state).__name__}, not the weights of a network.")
-    while wrapper := next((name for name in WRAPPERS if isinstance(state.get(name), dict)), None):
-        state = state[wrapper]
+    state = read_weights(checkpoint)
     state = {name.removeprefix("module."): weight for name, weight in state.items()}  # of training on several GPUs
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"The checkpoint {checkpoint} does not fit its YAML: {str(error)[:1000]}") from error
+    fit_weights(model, state, checkpoint)

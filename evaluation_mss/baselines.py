@@ -8,9 +8,8 @@ from data_mss.teachers import Teacher, default_device, load_teacher
 from processing_mss import resample
 
 from .baseline_scnet import SCNetTeacher
-from .identity import files_hash, package_version, weights_hash
 from .songs import EvaluationSong
-from .systems import names_of_stems
+from .systems import files_hash, names_of_stems, package_version, weights_hash
 
 BASELINES = ("spleeter", "htdemucs", "bs_roformer", "scnet")
 # Of the arguments `checkpoint`, `config` and `code` of `load_baseline`: those it takes, and those it needs of them.

@@ -64,21 +64,20 @@ def estimate_codec_filtered(song: EvaluationSong, roundtrip: CodecRoundTrip) -> 
     starts = roundtrip.starts(num_samples, song.sampling_rate)
     plan = WindowPlan(starts, roundtrip.window, roundtrip.overlap, gain, num_samples, song.sampling_rate)
     estimates = (WindowEstimate(len(window[0]), window) for window in windows)
-    blocks = filter_windows(estimates, plan, roundtrip.rate, [song.mixture])
-    return torch.cat(list(blocks), dim=-1)
+    return torch.cat(list(filter_windows(estimates, plan, roundtrip.rate, [song.mixture])), dim=-1)
 
 
 def estimate_ideal_ratio_mask(song: EvaluationSong) -> torch.Tensor:
     """One mask for all channels, from the mono mix of each stem: what the pipeline's filter would do.
 
-    In blocks, since the spectra of a whole song are gigabytes; their margin makes the samples those of the whole.
+    In chunks, since the spectra of a whole song are gigabytes; their margin makes the samples those of the whole.
     """
     gain, num_samples, n_fft = mixture_gain(song.mixture), song.mixture.shape[-1], fft_size(song.sampling_rate)
-    stems, block, filtered = song.references.mean(dim=1), BLOCK_FRAMES * n_fft // 4, []
-    for begin in range(0, num_samples, block):
-        first, last = max(begin - n_fft, 0), min(begin + block + n_fft, num_samples)
+    stems, chunk, filtered = song.references.mean(dim=1), BLOCK_FRAMES * n_fft // 4, []
+    for begin in range(0, num_samples, chunk):
+        first, last = max(begin - n_fft, 0), min(begin + chunk + n_fft, num_samples)
         piece = wiener_filter(stems[:, first:last] * gain, song.mixture[:, first:last] * gain, n_fft=n_fft)
-        filtered.append(piece[..., begin - first : begin - first + block] / gain)
+        filtered.append(piece[..., begin - first : begin - first + chunk] / gain)
     return torch.cat(filtered, dim=-1)
 
 

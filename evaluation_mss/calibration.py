@@ -13,7 +13,6 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,9 +20,9 @@ from tqdm import tqdm
 from transformers import pipeline
 
 import mss_lm  # noqa: F401  (makes transformers know the separator)
-from processing_mss import SeparationOptions, WindowEstimate, filter_windows
-from processing_mss.separation_mss import Song, WindowSeparator
-from processing_mss.windowing_mss import cut_windows
+from processing_mss import SeparationOptions, WindowEstimate, filter_windows, resample
+from processing_mss.separation_mss import WindowSeparator
+from processing_mss.windowing_mss import split_windows
 
 from .signal_metrics import usdr
 from .songs import EvaluationSong, find_excerpts
@@ -43,23 +42,21 @@ class Trial:
         options = SeparationOptions(output=output, seed=0)
         options = options.as_saved_with(pipe.model.config, pipe.model.generation_config)
         options.check(pipe.model.config)
-        mono = torch.cat(list(processor.mono_blocks(Song.from_array(song.mixture, rate).blocks(), rate)))
-        self.rate = processor.sampling_rate
-        gain = processor.input_gain(mono.square().mean().item())
-        self.plan = replace(processor.window_layout(song.mixture.shape[-1], rate), gain=gain)
-        windows = cut_windows([mono * gain], self.plan.starts, self.plan.window)
+        self.plan, self.rate = processor.plan(song.mixture, rate), processor.sampling_rate
+        mono = resample(song.mixture.mean(dim=0), rate, self.rate)
+        windows = split_windows(mono * self.plan.gain, self.plan.starts, self.plan.window)
         self.estimates = list(WindowSeparator(pipe.model, processor, options)(windows, self.plan.num_windows))
 
     def score(self, temperature: float, token_share: float) -> float:
         """`usdr`, mean of the audible stems, in dB."""
-        blocks = filter_windows(
+        chunks = filter_windows(
             (self._changed(estimate, temperature, token_share) for estimate in self.estimates),
             self.plan,
             self.rate,
             [self.song.mixture],
             token_share=token_share,
         )
-        stems = dict(zip(self.stems, torch.cat(list(blocks), dim=-1).cpu()))
+        stems = dict(zip(self.stems, torch.cat(list(chunks), dim=-1).cpu()))
         return mean_usdr([stems[stem] for stem in self.song.stems], self.song)
 
     def _changed(self, estimate: WindowEstimate, temperature: float, token_share: float) -> WindowEstimate:

@@ -15,17 +15,15 @@ from tqdm import tqdm
 
 from data_mss.sharding import shard_of_this_process
 
-from .errors import MetricUnavailable
-from .kept_audio import KeptAudio
-from .protocol import CODEC, METRICS, Metric, SongCodec, Sounds, score_names, score_song
+from .metric_inputs import MetricUnavailable
+from .metric_table import METRICS, Metric, Sounds, metric_versions
+from .protocol import CODEC, SongCodec, score_names, score_song
+from .results import KeptAudio, Key, Result, ScoreLines, collect, pair_key, read_records, replace_text
 from .roundtrip import CodecRoundTrip
-from .score_lines import Key, Result, ScoreLines, collect, pair_key, read_records
 from .songs import STEMS, EvaluationSong, Excerpt, file_name
 from .summary import summarize
 from .systems import System
 from .tables import render_tables
-from .text_files import replace_text
-from .versions import metric_versions
 
 
 @dataclass
@@ -76,7 +74,7 @@ def evaluate(
     and the old one's lines stay and do not count. What failed is tried again, and so is what could not run and now can.
 
     Args:
-        metrics: see `protocol.METRICS`.
+        metrics: see `metric_table.METRICS`.
         roundtrip: adds the scores in `*_codec`.
         seed: of the bootstrap, and said in every table.
         description: of the excerpts, for the tables' head.

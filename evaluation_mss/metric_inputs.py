@@ -1,58 +1,63 @@
-"""What the `evaluate` modules under metrics/ share: the kinds of input they take, and how it is read.
-
-A signal is the path of a file, or an array `(T,)` or `(C, T)` whose rate is the keyword `sampling_rate` of `compute`.
-Paths are much lighter: `evaluate` writes arrays to a table on disk first.
-"""
-
-import math
-from collections.abc import Callable
+"""What all metrics ask of their input, checked in one place, and of the machine: their packages."""
 
 import numpy as np
 import torch
 
-from processing_mss import read_audio
+from data_mss.scores import SILENCE_RMS
+from processing_mss import resample
 
 
-def signal_features(*names: str, stems: bool = False) -> list:
-    """The alternatives for the inputs `names`, all of one kind: paths, `(T,)` or `(C, T)`; lists of those for `stems`.
-
-    `evaluate` takes the first alternative that fits, and would take lists of arrays for lists of strings.
-    """
-    from datasets import Features, List, Value
-
-    samples = Value("float32")
-    kinds = [List(List(List(samples))), List(Value("string"))] if stems else [Value("string"), List(samples)]
-    kinds += [] if stems else [List(List(samples))]
-    return [Features(dict.fromkeys(names, kind)) for kind in kinds]
+class MetricUnavailable(RuntimeError):  # noqa: N818 (it says what the metric is, and an evaluation goes on without it)
+    """A metric cannot run here: its package or its weights are missing. The message says what to do about it."""
 
 
-def read_signals(items: list, sampling_rate: int | None) -> tuple[list[torch.Tensor], int]:
-    """Paths or arrays -> their waveforms, `(T,)` or `(C, T)`, and the rate in hertz (Hz) that they share.
+def missing_package(metric: str, package: str, error: ImportError) -> MetricUnavailable:
+    return MetricUnavailable(
+        f"`{metric}` needs the package {package} ({error}): pip install '{package}', or pip install 'mss-lm[eval]' for "
+        "all metrics."
+    )
+
+
+def as_waveform(audio: torch.Tensor | np.ndarray, name: str) -> torch.Tensor:
+    """`(T,)` or `(C, T)` float -> `(C, T)` float32 on the CPU.
 
     Raises:
-        ValueError: arrays without a rate, or files of different rates.
+        ValueError: another shape, no samples, or NaN or infinity among them: a metric would make NaN of those, and NaN
+            stands for "not defined" here, not for "broken".
     """
-    if isinstance(items[0], str):
-        files = [read_audio(path) for path in items]
-        rates = {rate for _, rate in files}
-        if len(rates) > 1:
-            raise ValueError(f"{items} have different sampling rates, {sorted(rates)} Hz: resample them to one first.")
-        return [torch.from_numpy(waveform) for waveform, _ in files], rates.pop()
-    if sampling_rate is None:
-        raise ValueError("Arrays do not say their rate: compute(..., sampling_rate=44100), or give paths of files.")
-    return [torch.from_numpy(np.asarray(samples, dtype=np.float32)) for samples in items], sampling_rate
+    waveform = torch.as_tensor(audio).detach().float().cpu()
+    waveform = waveform[None] if waveform.ndim == 1 else waveform
+    if waveform.ndim != 2 or waveform.numel() == 0:
+        raise ValueError(f"The {name} must be (T,) or (C, T) with at least one sample, got {tuple(waveform.shape)}.")
+    if not waveform.isfinite().all():
+        raise ValueError(f"The {name} holds NaN or infinite samples: look at what made it.")
+    return waveform
 
 
-def score_each(metric: Callable, sampling_rate: int | None, *columns: list) -> list:
-    """`metric(*waveforms, rate)` of every row of the columns."""
-    scores = []
-    for row in zip(*columns):
-        waveforms, rate = read_signals(list(row), sampling_rate)
-        scores.append(metric(*waveforms, rate))
-    return scores
+def as_pair(
+    estimate: torch.Tensor | np.ndarray, reference: torch.Tensor | np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both as `(C, T)`; a mono estimate counts for every channel of the reference.
+
+    Raises:
+        ValueError: see `as_waveform`, or the shapes differ.
+    """
+    estimate, reference = as_waveform(estimate, "estimate"), as_waveform(reference, "reference")
+    if len(estimate) == 1:
+        estimate = estimate.expand(len(reference), -1)
+    if estimate.shape != reference.shape:
+        raise ValueError(
+            f"Estimate and reference must have as many channels (or the estimate one) and samples, got "
+            f"{tuple(estimate.shape)} and {tuple(reference.shape)}: cut or resample the estimate first."
+        )
+    return estimate, reference
 
 
-def mean_score(scores: list[float]) -> float:
-    """Mean of the scores that are defined; NaN if none is."""
-    defined = [score for score in scores if not math.isnan(score)]
-    return sum(defined) / len(defined) if defined else math.nan
+def is_silent(waveform: torch.Tensor) -> bool:
+    """Whether the RMS over all of `(C, T)` is below -60 dBFS."""
+    return waveform.square().mean().sqrt().item() < SILENCE_RMS
+
+
+def to_mono(waveform: torch.Tensor, sampling_rate: int, new_rate: int) -> torch.Tensor:
+    """`(C, T)` -> `(T',)` at `new_rate` (Hz): the mean of the channels, resampled as everywhere in this package."""
+    return resample(waveform.mean(dim=0), sampling_rate, new_rate)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 
-from .errors import MetricUnavailable, missing_package
-from .waveforms import as_waveform, is_silent, to_mono
+from .metric_inputs import MetricUnavailable, as_waveform, is_silent, missing_package, to_mono
 
 VISQOL_RATE = 48000
 DNSMOS_RATE = 16000

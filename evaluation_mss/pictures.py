@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 N_FFT = 4096
 FRAMES_PER_SECOND = 50
+RANGE_DB = 80.0  # from black to white
 SILENCE_DB = -200.0  # what `mel_levels` gives for it
 TICKS = {"500 Hz": 500, "2 kHz": 2000, "8 kHz": 8000}
 CELL_INCHES = (3.1, 1.25)  # width, height
@@ -86,16 +87,14 @@ def mel_levels(waveform: torch.Tensor, sampling_rate: int) -> np.ndarray:
     return 20 / np.log(10) * log_mel_spectrogram(mono, sampling_rate, N_FFT, hop).T.numpy()
 
 
-def draw_levels(
-    axes: "Axes", levels: np.ndarray, sampling_rate: int, loudest: float, range_db: float = 80.0, start_s: float = 0.0
-) -> "AxesImage":
-    """Show what `mel_levels` gives, from `range_db` below `loudest` up to it; the frequency axis runs from 0 to 1."""
-    loudest = max(loudest, SILENCE_DB + range_db)  # silence is dark, also where there is nothing else
-    extent = (start_s, start_s + levels.shape[1] / FRAMES_PER_SECOND, 0, 1)
+def draw_levels(axes: "Axes", levels: np.ndarray, sampling_rate: int, loudest: float) -> "AxesImage":
+    """Show what `mel_levels` gives, from 80 dB below `loudest` up to it; the frequency axis runs from 0 to 1."""
+    loudest = max(loudest, SILENCE_DB + RANGE_DB)  # silence is dark, also where there is nothing else
+    extent = (0, levels.shape[1] / FRAMES_PER_SECOND, 0, 1)
     marks = {label: hertz for label, hertz in TICKS.items() if hertz < sampling_rate / 2}
     axes.set_facecolor("black")  # the dark end of magma, beyond the end of a shorter waveform
     axes.set_yticks(mel_heights(list(marks.values()), sampling_rate), list(marks))
-    return axes.imshow(levels - loudest, "magma", vmin=-range_db, vmax=0, aspect="auto", origin="lower", extent=extent)
+    return axes.imshow(levels - loudest, "magma", vmin=-RANGE_DB, vmax=0, aspect="auto", origin="lower", extent=extent)
 
 
 def mel_heights(hertz: list[float], sampling_rate: int) -> np.ndarray:
@@ -104,25 +103,23 @@ def mel_heights(hertz: list[float], sampling_rate: int) -> np.ndarray:
     return mels[:-1] / mels[-1]
 
 
-def new_figure(
-    num_rows: int, num_columns: int, inches: tuple[float, float], share_x: bool = True
-) -> tuple["Figure", np.ndarray]:
-    """A figure, and its axes `(num_rows, num_columns)`, with common ticks in x or not; no window, no global state."""
+def new_figure(num_rows: int, num_columns: int, inches: tuple[float, float]) -> tuple["Figure", np.ndarray]:
+    """A figure, and its axes `(num_rows, num_columns)` with common ticks in x; no window, no global state."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('Drawing needs matplotlib (pip install "mss-lm[eval]").') from error
     figure = Figure(figsize=inches, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.05)  # inches
-    return figure, figure.subplots(num_rows, num_columns, sharex=share_x, squeeze=False)
+    return figure, figure.subplots(num_rows, num_columns, sharex=True, squeeze=False)
 
 
-def save_png(figure: "Figure", path: str | os.PathLike, dpi: int = 110) -> None:
+def save_png(figure: "Figure", path: str | os.PathLike) -> None:
     """The file appears whole or not at all; its folder is made if need be."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".picture-") as folder:
-        figure.savefig(Path(folder) / path.name, format="png", dpi=dpi)
+        figure.savefig(Path(folder) / path.name, format="png", dpi=110)
         os.replace(Path(folder) / path.name, path)
 
 

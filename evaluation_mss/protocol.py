@@ -1,97 +1,22 @@
 """What is scored, and on which parts of a song: the protocol of docs/evaluation.md in code.
 
-`score_song` asks every metric of a table for its scores. Metrics are plain functions in that table (`METRICS`), so that
-others, and tests, can put their own there.
+`score_song` asks every metric of a table (`metric_table.METRICS`) for its scores.
 """
 
 import functools
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
-from . import perceptual_metrics, signal_metrics
-from .errors import MetricUnavailable
+from .metric_inputs import MetricUnavailable, is_silent
+from .metric_table import METRICS, Metric, Sounds
 from .roundtrip import CodecRoundTrip, mixture_gain
 from .songs import EvaluationSong
-from .waveforms import is_silent
 
 SEGMENT_S = 10.0
 AUDIBLE_RMS = 10 ** (-50 / 20)  # of the mono mix of a reference, full scale 1: what the listening models hear
 CODEC = "_codec"  # ending of the scores of the paper's protocol
-
-
-@dataclass(frozen=True)
-class Sounds:
-    """What a metric may look at: `(C, T)` each, for joint metrics `(S, C, T)` but for the mixture; rate in hertz."""
-
-    estimate: torch.Tensor
-    reference: torch.Tensor
-    mixture: torch.Tensor
-    sampling_rate: int
-
-    def cut(self, span: slice) -> "Sounds":
-        estimate, reference, mixture = (sound[..., span] for sound in (self.estimate, self.reference, self.mixture))
-        return Sounds(estimate, reference, mixture, self.sampling_rate)
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One metric of the table.
-
-    Args:
-        scores: names of the numbers it gives.
-        compute: `Sounds` -> these numbers in order; a joint metric gives one number for each stem.
-        segmented: it hears segments of 10 s in which the reference is audible, and the mean over them counts. With a
-            codec it has a second form, `*_codec`. Otherwise it gets the whole excerpt.
-        joint: it needs all stems at once.
-        stems: those it is made for; all if not given.
-    """
-
-    scores: tuple[str, ...]
-    compute: Callable[[Sounds], Iterable[float]]
-    segmented: bool = False
-    joint: bool = False
-    stems: tuple[str, ...] | None = None
-
-
-def _dnsmos(sounds: Sounds) -> list[float]:
-    values = perceptual_metrics.dnsmos(sounds.estimate, sounds.sampling_rate)
-    return [values[score] for score in ("dnsmos_sig", "dnsmos_bak", "dnsmos_ovrl")]
-
-
-METRICS = {
-    "visqol": Metric(
-        ("visqol",),
-        lambda sounds: [perceptual_metrics.visqol(sounds.estimate, sounds.reference, sounds.sampling_rate)],
-        segmented=True,
-    ),
-    "dnsmos": Metric(("dnsmos_sig", "dnsmos_bak", "dnsmos_ovrl"), _dnsmos, segmented=True, stems=("vocals",)),
-    "nisqa": Metric(
-        ("nisqa",),
-        lambda sounds: [perceptual_metrics.nisqa(sounds.estimate, sounds.sampling_rate)],
-        segmented=True,
-        stems=("vocals",),
-    ),
-    "usdr": Metric(("usdr",), lambda sounds: [signal_metrics.usdr(sounds.estimate, sounds.reference)]),
-    "si_sdr": Metric(("si_sdr",), lambda sounds: [signal_metrics.si_sdr(sounds.estimate, sounds.reference)]),
-    "csdr": Metric(
-        ("csdr",),
-        lambda sounds: signal_metrics.csdr(sounds.estimate, sounds.reference, sounds.sampling_rate),
-        joint=True,
-    ),
-    "log_wmse": Metric(
-        ("log_wmse",),
-        lambda sounds: [
-            signal_metrics.log_wmse(sounds.estimate, sounds.reference, sounds.mixture, sounds.sampling_rate)
-        ],
-    ),
-    "mel_distance": Metric(
-        ("mel_distance",),
-        lambda sounds: [signal_metrics.mel_distance(sounds.estimate, sounds.reference, sounds.sampling_rate)],
-    ),
-}
 
 
 def score_names(metrics: dict[str, Metric], with_codec: bool) -> list[str]:
@@ -120,7 +45,7 @@ class SongCodec:
 def score_song(
     song: EvaluationSong,
     estimates: dict[str, torch.Tensor],
-    metrics: dict[str, Metric],
+    metrics: dict[str, Metric] = METRICS,
     codec: SongCodec | None = None,
     generative: bool = False,
 ) -> tuple[dict[str, dict[str, float | None]], dict[str, str]]:

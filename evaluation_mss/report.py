@@ -1,4 +1,4 @@
-"""The report of an evaluation: one page with its tables, spectrograms, and players to compare systems by ear."""
+"""The report of an evaluation: one page with its tables, spectrograms, and audio players to compare systems by ear."""
 
 import html
 import json
@@ -12,14 +12,13 @@ import torch
 
 from processing_mss import read_audio
 
-from .kept_audio import kept_identity
 from .pictures import FIRST_ROWS, spectrogram_sheet
-from .text_files import replace_text
+from .results import kept_identity, replace_text
 
 RULE = re.compile(r"\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?")  # the line below the head of a Markdown table
 LISTEN_ADVICE = (
-    "Starting a player stops the others and goes on at their place in the excerpt, so that the same moment can be "
-    "compared. Estimates are not made equally loud."
+    "Starting an audio player stops the others and goes on at their place in the excerpt, so that the same moment can "
+    "be compared. Estimates are not made equally loud."
 )
 
 STYLE = """
@@ -142,7 +141,7 @@ def draw_excerpt(systems: dict[str, dict[str, Path]], stems: list[str], path: Pa
 
 
 def excerpt_html(excerpt: str, systems: dict[str, dict[str, Path]], stems: list[str], folder: Path) -> str:
-    """Picture and players of one excerpt; `folder` is that of the page."""
+    """Spectrograms and audio players of one excerpt; `folder` is that of the page."""
     name, picture = html.escape(excerpt), _address(folder / "pictures" / f"{excerpt}.png", folder)
     parts = [
         f"<section>\n<h3>{name}</h3>",
@@ -180,9 +179,8 @@ def markdown_to_html(text: str) -> str:
     HTML in it is shown as text.
     """
     parts = []
-    blocks = re.split(r"\n\s*\n", re.sub(r"(?m)^(#+ .*)$", r"\n\1\n", text).strip())
-    for block in blocks:
-        lines = [line.strip() for line in block.splitlines() if line.strip()]
+    for paragraph in re.split(r"\n\s*\n", re.sub(r"(?m)^(#+ .*)$", r"\n\1\n", text).strip()):
+        lines = [line.strip() for line in paragraph.splitlines() if line.strip()]
         for kind, group in groupby(lines, _line_kind):
             group = list(group)
             if kind == "heading":

@@ -11,7 +11,7 @@ from processing_mss import resample
 from processing_mss.processing_mss import SILENT_RMS
 from processing_mss.windowing_mss import overlap_add, split_windows, window_starts
 
-from .identity import checkpoint_hash, local_folder
+from .systems import checkpoint_hash, local_folder
 
 # Windows, cross-fades and levels are those of a separator: what comes out is then the very thing that a perfect
 # language model over this codec would generate.

@@ -5,68 +5,39 @@ of torch 2.13 solve batches of large ones wrongly (`torch.linalg.solve` with two
 fast-bss-eval rest on that.
 """
 
-import functools
 import math
-from collections.abc import Callable
-from types import ModuleType
 
 import numpy as np
 import torch
-from transformers.audio_utils import mel_filter_bank
 
-from .errors import missing_package
-from .waveforms import as_pair, is_silent
+from data_mss import scores
+from processing_mss.feature_extraction_mss import mel_filters
+from processing_mss.filtering_mss import stft
+
+from .metric_inputs import as_pair, missing_package
 
 MEL_FFT_SIZES = (4096, 2048, 1024, 512, 256)  # samples; hop n_fft / 4, n_fft / 32 bands
 MEL_FLOOR = 1e-4  # -80 dB of a full-scale sine: what lies below is the same silence
 
 
 def si_sdr(estimate, reference) -> float:
-    """Scale-invariant signal-to-distortion ratio in dB, channels joined; means are not subtracted.
+    """Scale-invariant signal-to-distortion ratio in dB of `(C, T)`, channels joined, as torchmetrics has it.
 
-    Args:
-        estimate, reference: `(C, T)`; a mono estimate counts for both channels.
-
-    Returns:
-        dB, higher is better; NaN if the reference is silent (below -60 dBFS RMS).
-
-    Raises:
-        MetricUnavailable: torchmetrics is not installed.
+    Means are not subtracted, otherwise than in validation (`data_mss.scores.si_sdr`). A mono estimate counts for all
+    channels. Higher is better; NaN if the reference is silent (below -60 dBFS RMS).
     """
-    ratio = _torchmetrics("si_sdr").scale_invariant_signal_distortion_ratio
-    return _ratio_of_channels(functools.partial(ratio, zero_mean=False), estimate, reference)
+    estimate, reference = as_pair(estimate, reference)
+    return scores.si_sdr(estimate.flatten(), reference.flatten(), zero_mean=False).item()
 
 
 def usdr(estimate, reference) -> float:
     """Signal-to-distortion ratio over the whole signal in dB, as in the Music Demixing Challenge 2021.
 
-    10 log10(|s|^2 / |s - e|^2), both sums over channels and samples and raised by 1e-7, so that an estimate without
-    any error stays finite (about 100 dB).
-
-    Args:
-        estimate, reference: `(C, T)`; a mono estimate counts for both channels.
-
-    Returns:
-        dB, higher is better; NaN if the reference is silent (below -60 dBFS RMS).
-
-    Raises:
-        MetricUnavailable: torchmetrics is not installed.
+    10 log10(|s|^2 / |s - e|^2) of `(C, T)`, both sums over channels and samples and raised by 1e-7, so that an estimate
+    without any error stays finite (about 100 dB). Otherwise as `si_sdr`.
     """
-    return _ratio_of_channels(_torchmetrics("usdr").signal_noise_ratio, estimate, reference)
-
-
-def _torchmetrics(metric: str) -> ModuleType:
-    try:
-        import torchmetrics.functional.audio as functions
-    except ImportError as error:
-        raise missing_package(metric, "torchmetrics>=1.9", error) from error
-    return functions
-
-
-def _ratio_of_channels(ratio: Callable, estimate, reference) -> float:
-    """Of the channels as one signal; NaN for a silent reference."""
     estimate, reference = as_pair(estimate, reference)
-    return math.nan if is_silent(reference) else ratio(estimate.flatten(), reference.flatten()).item()
+    return scores.usdr(estimate.flatten(), reference.flatten()).item()
 
 
 def csdr(estimates, references, sampling_rate: int) -> list[float]:
@@ -162,18 +133,8 @@ def mel_distance(estimate, reference, sampling_rate: int) -> float:
     signals = torch.stack((estimate.mean(dim=0), reference.mean(dim=0)))
     distances = []
     for n_fft in MEL_FFT_SIZES:
-        window = torch.hann_window(n_fft)
-        spectrum = torch.stft(
-            signals, n_fft, n_fft // 4, window=window, center=True, pad_mode="constant", return_complex=True
-        )
-        mel = (spectrum.abs() * (2 / window.sum())).transpose(1, 2) @ _mel_filters(n_fft, sampling_rate)
+        magnitude = stft(signals, n_fft).abs() * (4 / n_fft)  # over half the sum of the Hann window
+        mel = magnitude.mT @ mel_filters(n_fft, n_fft // 32, sampling_rate)
         levels = 20 * mel.clamp(min=MEL_FLOOR).log10()  # (2, frames, bands)
         distances.append((levels[0] - levels[1]).abs().mean().item())
     return sum(distances) / len(distances)
-
-
-@functools.lru_cache(maxsize=32)
-def _mel_filters(n_fft: int, sampling_rate: int) -> torch.Tensor:
-    """`(n_fft / 2 + 1, n_fft / 32)` float32."""
-    filters = mel_filter_bank(n_fft // 2 + 1, n_fft // 32, 0, sampling_rate / 2, sampling_rate, mel_scale="htk")
-    return torch.from_numpy(filters).float()

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from .score_lines import Key, Result, pair_key
+from .results import Key, Result, pair_key
 from .songs import Excerpt
 from .systems import System
 
@@ -23,11 +23,11 @@ def song_means(values: list[tuple[str, float | None]]) -> dict[str, float]:
 
 
 def bootstrap_interval(values: np.ndarray, seed: int, resamples: int = RESAMPLES) -> tuple[float, float] | None:
-    """95 % confidence interval of the mean over songs, averaged over stems: percentiles over draws of songs.
+    """95 % confidence interval of the mean over songs, averaged over stems: percentiles over bootstrap samples.
 
     Args:
         values: `(songs, stems)`, NaN where a score is not defined.
-        seed: of the draws.
+        seed: of the bootstrap.
 
     Returns:
         (low, high); None if any stem is defined in one song only: nothing can be said of how it varies.
@@ -35,8 +35,8 @@ def bootstrap_interval(values: np.ndarray, seed: int, resamples: int = RESAMPLES
     values = values[~np.isnan(values).all(axis=1)]
     if (~np.isnan(values)).sum(axis=0).min() < 2:
         return None
-    draws = values[np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))]
-    means = nan_mean(draws, axis=1).mean(axis=-1)
+    samples = values[np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))]
+    means = nan_mean(samples, axis=1).mean(axis=-1)
     low, high = np.nanpercentile(means, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     return float(low), float(high)
 
@@ -85,7 +85,7 @@ def summarize(
     """All that tables say, of these systems, excerpts and scores alone.
 
     Args:
-        results: of everything in the folder, see `score_lines.collect`.
+        results: of everything in the folder, see `results.collect`.
         seed: of the bootstrap.
         ablations: names of systems. The others are compared with the first of them that is generative, or not, as they.
     """

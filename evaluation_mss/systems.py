@@ -1,6 +1,11 @@
-"""What is evaluated: our models in each output mode, and stems that any other program has made."""
+"""What is evaluated: our models in each output mode, and stems that any other program has made.
+
+The identity of a system, hashes of weights or versions of packages, says in a few characters what exactly ran.
+"""
 
 import dataclasses
+import hashlib
+import importlib.metadata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -12,10 +17,10 @@ from data_mss.manifest import canonical_stem
 from data_mss.teachers import default_device
 from processing_mss import AUDIO_SUFFIXES, SeparationOptions, read_audio, resample
 
-from .identity import checkpoint_hash, local_folder, stat_hash
 from .songs import EvaluationSong, file_name
 
 ACCOMPANIMENTS = {"accompaniment", "instrumental"}  # all but the vocals, in whatever company they come
+DIGITS = 12  # of hashes
 MISSING_S = 0.1  # that may be missing at the end of a stem: programs that work in frames drop the last one
 
 
@@ -203,3 +208,54 @@ def names_of_stems(names: Iterable[str], stems: Iterable[str]) -> dict[str, list
     if not set(stems) - {"other"} <= found.keys():
         found.pop("other", None)
     return {stem: found[stem] for stem in stems if stem in found}
+
+
+def local_folder(model: str) -> Path:
+    """The folder of a checkpoint: a path as it is, a Hub id after the download.
+
+    Raises:
+        ValueError, OSError: neither, and the message of huggingface_hub says why.
+    """
+    from huggingface_hub import snapshot_download
+
+    return Path(model) if Path(model).is_dir() else Path(snapshot_download(model))
+
+
+def files_hash(paths: Iterable[Path]) -> str:
+    """First 12 digits of the SHA-256 over names and contents of files, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(paths, key=lambda path: path.name):
+        with open(path, "rb") as file:
+            digest.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:DIGITS]
+
+
+def checkpoint_hash(folder: Path) -> str:
+    """Of a `from_pretrained` folder: its weights and configurations; code and model card do not count."""
+    paths = [path for pattern in ("*.safetensors", "*.bin", "*config.json") for path in folder.glob(pattern)]
+    if not paths:
+        raise ValueError(f"{folder} holds no checkpoint: there is neither a config.json nor weights in it.")
+    return files_hash(paths)
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """Of the weights in memory, for models whose files a package keeps to itself."""
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        digest.update(f"{name}:{tuple(weight.shape)}:".encode())
+        digest.update(weight.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:DIGITS]
+
+
+def package_version(package: str) -> str:
+    """ "demucs 4.1.0" """
+    return f"{package} {importlib.metadata.version(package)}"
+
+
+def stat_hash(folder: Path, paths: Iterable[Path]) -> str:
+    """Of files that are too many to be read: their names, sizes and times of change."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        stat = path.stat()
+        digest.update(f"{path.relative_to(folder)}:{stat.st_size}:{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:DIGITS]

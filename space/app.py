@@ -62,7 +62,7 @@ def separate(path: str | None, stems: list[str], output: str, request: gr.Reques
         files = {label: f"{folder}/{Path(path).stem[:100]}_{label}.wav" for label in stem_names if label in stems}
         try:
             with alone:
-                write_stems(path, files, output, watch)
+                separate_to_files(path, files, output, watch)
                 progress(None, desc="Drawing")
                 picture = draw_spectrograms({"mixture": path, **files}, watch)
         except (ValueError, RuntimeError, OSError, CancelledError) as error:
@@ -107,7 +107,7 @@ class Watch:
             raise CancelledError("Cancelled.")
 
 
-def write_stems(path: str, files: dict[str, str], output: str, watch: Watch):
+def separate_to_files(path: str, files: dict[str, str], output: str, watch: Watch):
     """Block by block, in memory that does not grow with the song."""
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(AudioReader(path, max_seconds=max_seconds, on_read=watch.on_read))

@@ -8,13 +8,13 @@ import scipy.signal
 import torch
 from transformers import HubertModel
 
+from data_mss.scores import usdr
 from modeling_mss import HCodecModel
 from tests.tiny import tiny_codec, tiny_codec_config, tiny_hubert_config
 from training_mss.codec_losses import FFT_SIZES, magnitudes, mel_filters, ratio_mask_loss, spectral_losses
 from training_mss.codec_step import CodecStage
 from training_mss.configuration import CodecLossConfig, CodecStageConfig, DiscriminatorConfig, TrainingConfig
 from training_mss.discriminators import CodecDiscriminator, adversarial_loss, discriminator_loss, feature_matching_loss
-from training_mss.scores import usdr
 
 SMALL = DiscriminatorConfig(start_step=2, periods=(2, 3), fft_sizes=(256,), channels=4)
 

@@ -9,10 +9,10 @@ import pytest
 import soundfile
 import torch
 
-from evaluation_mss.errors import MetricUnavailable
 from evaluation_mss.evaluation import evaluate
+from evaluation_mss.metric_inputs import MetricUnavailable
 from evaluation_mss.protocol import Metric, SongCodec, audible_segments, score_names, score_song
-from evaluation_mss.score_lines import read_records
+from evaluation_mss.results import read_records
 from evaluation_mss.songs import EvaluationSong
 
 RATE = 100  # hertz: fast, and no metric here minds

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from evaluation_mss.score_lines import Result
+from evaluation_mss.results import Result
 from evaluation_mss.summary import bootstrap_interval, summarize_differences, summarize_score
 from evaluation_mss.tables import render_tables
 

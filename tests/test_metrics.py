@@ -12,11 +12,12 @@ import pytest
 import soundfile
 import torch
 
+from data_mss import scores
 from evaluation_mss import perceptual_metrics
-from evaluation_mss.errors import MetricUnavailable
+from evaluation_mss.metric_inputs import MetricUnavailable
+from evaluation_mss.metric_table import metric_versions
 from evaluation_mss.perceptual_metrics import dnsmos, nisqa, nisqa_weights, visqol
 from evaluation_mss.signal_metrics import csdr, log_wmse, mel_distance, si_sdr, usdr
-from evaluation_mss.versions import metric_versions
 from processing_mss import resample
 from tests.make_dnsmos_golden import CLIPS, GOLDEN, RATE, synthetic_speech
 
@@ -111,7 +112,6 @@ def test_nisqa_gives_what_the_original_program_gives():
 
 @pytest.mark.parametrize("error_db", [-20.0, 0.0, 5.0])
 def test_sdrs_have_their_closed_forms(error_db):
-    pytest.importorskip("torchmetrics.functional.audio")
     reference = noise(2, 8000)
     error = at_right_angles(reference, noise(2, 8000, seed=1)) * 10 ** (error_db / 20)
     assert usdr(reference + error, reference) == pytest.approx(-error_db, abs=1e-3)
@@ -121,8 +121,20 @@ def test_sdrs_have_their_closed_forms(error_db):
     assert si_sdr(reference + 0.1, reference) == pytest.approx(0.0, abs=0.1)
 
 
+@pytest.mark.parametrize("error_db", [-40.0, -10.0, 0.0, 10.0, 40.0])
+def test_sdrs_are_those_of_torchmetrics(error_db):
+    """For music, offset by more than any has, and for estimates without any error, or of silence."""
+    audio = pytest.importorskip("torchmetrics.functional.audio")
+    reference = noise(2, 44100) + 1e-3
+    for estimate in (reference + noise(2, 44100, seed=1) * 10 ** (error_db / 20), 0.5 * reference, 0 * reference):
+        pair = (estimate.flatten(), reference.flatten())
+        assert usdr(estimate, reference) == pytest.approx(audio.signal_noise_ratio(*pair).item(), abs=1e-4)
+        official = audio.scale_invariant_signal_distortion_ratio
+        assert si_sdr(estimate, reference) == pytest.approx(official(*pair).item(), abs=1e-4)
+        assert scores.si_sdr(*pair).item() == pytest.approx(official(*pair, zero_mean=True).item(), abs=1e-4)
+
+
 def test_a_mono_estimate_counts_for_both_channels_and_silence_is_not_defined():
-    pytest.importorskip("torchmetrics.functional.audio")
     reference = noise(2, 8000)
     mono = reference.mean(dim=0, keepdim=True)
     for metric in (si_sdr, usdr):
@@ -201,7 +213,7 @@ def test_broken_input_is_an_error_and_never_a_score():
         ("visqol", "visqol-python", lambda sound: visqol(sound, sound, 48000)),
         ("speechmos", "speechmos", lambda sound: dnsmos(sound, 48000)),
         ("librosa", "librosa", lambda sound: nisqa(sound, 48000)),
-        ("torchmetrics.functional.audio", "torchmetrics", lambda sound: usdr(sound, sound)),
+        ("torchmetrics.functional.audio.nisqa", "torchmetrics", lambda sound: nisqa(sound, 48000)),
         ("log_wmse_audio_quality", "log-wmse-audio-quality", lambda sound: log_wmse(sound, sound, sound, 48000)),
     ],
 )
@@ -254,7 +266,6 @@ def test_modules_load_by_path_offline_and_say_what_they_take(load_module, name):
 
 
 def test_modules_score_arrays_and_files_as_the_functions_do(load_module, tmp_path):
-    pytest.importorskip("torchmetrics.functional.audio")
     references, rate = noise(2, 2, 16000), 8000
     estimates = references + noise(2, 2, 16000, seed=1, rms=0.05)
     paths = {"estimates": [], "references": []}
@@ -263,12 +274,12 @@ def test_modules_score_arrays_and_files_as_the_functions_do(load_module, tmp_pat
             paths[kind].append(str(tmp_path / f"{kind}{index}.wav"))
             soundfile.write(paths[kind][-1], signal.T.numpy(), rate, subtype="FLOAT")
 
-    scores = [usdr(*pair) for pair in zip(estimates, references)]
+    ratios = [usdr(*pair) for pair in zip(estimates, references)]
     module = load_module("usdr")
     for inputs in ((paths["estimates"], paths["references"]), (estimates.numpy(), references.numpy())):
-        assert module.compute(predictions=inputs[0], references=inputs[1])["usdr"] == pytest.approx(np.mean(scores))
+        assert module.compute(predictions=inputs[0], references=inputs[1])["usdr"] == pytest.approx(np.mean(ratios))
     silent = [references[0].numpy(), np.zeros((2, 16000), np.float32)]
-    assert module.compute(predictions=estimates.numpy(), references=silent)["usdr"] == pytest.approx(scores[0])
+    assert module.compute(predictions=estimates.numpy(), references=silent)["usdr"] == pytest.approx(ratios[0])
 
     stems = csdr(estimates, references, rate)
     expected = {"csdr": pytest.approx(np.mean(stems)), "csdr_stems": pytest.approx(stems)}

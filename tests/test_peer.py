@@ -144,7 +144,6 @@ def test_the_shipped_tables_have_rows_that_can_be_built():
         table = read(name)
         seeds, paper = ["seed_1", "seed_2"], ["a1", "a2", "a3"]
         assert list(table.facts)[:6] == ["main", *seeds, *paper] and len(table.facts) == 12
-        assert {row.of for row in table.table.rows.values()} == {None, "main"}
         assert {row: facts["train"][1:] for row, facts in table.facts.items() if facts["train"]} == {
             "seed_1": ["1"],
             "seed_2": ["2"],
@@ -239,7 +238,6 @@ def test_rows_share_the_gpus_and_a_bad_one_does_not_stop_the_others(
 ):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     rows = {name: {"changes": {"separator": {"max_steps": 7}}} for name in ("bad", "one", "two")}
-    rows["one_draw"] = {"of": "one", "decoding": "--num_candidates 1"}
     settings = table_arguments(tmp_path, corpus, config, rows, evaluate=["--codec_roundtrip"])
     assert ablations.main(settings) == 1
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -248,8 +246,7 @@ def test_rows_share_the_gpus_and_a_bad_one_does_not_stop_the_others(
     assert {note.split()[0] for note in notes} <= {"2", "5"}
     assert "--max_train_minutes 10 --set separator={max_steps: 7} --codec" in notes[0]
     one, two = (f"{name}={tmp_path}/out/{name}/final" for name in ("one", "two"))
-    models = f"--model {one} one_draw={tmp_path}/out/one/final --num_candidates 1 {two}"
-    asked = f"--codec {tmp_path}/codec {models} --codec_roundtrip --shard_index 0 --num_shards 2"
+    asked = f"--codec {tmp_path}/codec --model {one} {two} --codec_roundtrip --shard_index 0 --num_shards 2"
     first, second = sorted(calls.read_text().splitlines())  # excerpts are shared like rows
     assert first.startswith("2 evaluate ") and first.endswith(asked)
     assert second == first.replace("2 evaluate", "5 evaluate").replace("--shard_index 0", "--shard_index 1")
@@ -321,14 +318,8 @@ def test_rows_that_are_not_equal_are_refused(tmp_path, config, corpus, calls, ca
     assert "Unknown ['ema']" in fails()
     table_arguments(tmp_path, corpus, config, {"one": {"stage": "codec"}})
     assert "'separator', 'masks' or 'peer'" in fails()
-    table_arguments(tmp_path, corpus, config, {"one": {"of": "two", "decoding": "--no-expected"}})
-    assert "Rows are to decode ['two']" in fails()
-    table_arguments(tmp_path, corpus, config, {"one": {}, "two": {"of": "one", "decoding": "--top_p high"}})
-    assert "invalid float value: 'high'" in fails()
     table_arguments(tmp_path, corpus, config, {"one": {"train": ["--set", "separator.seed=1"]}})
     assert "belongs into the `changes`" in fails()
-    table_arguments(tmp_path, corpus, config, {"one": {}, "two": {"of": "one", "changes": {"separator": {}}}})
-    assert "has `of` and `decoding` and nothing else" in fails()
 
 
 def test_a_row_that_was_stopped_has_what_is_left_of_its_minutes(tmp_path, config, corpus, calls, monkeypatch):

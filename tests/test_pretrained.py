@@ -10,10 +10,10 @@ from transformers import pipeline
 
 import mss_lm  # noqa: F401
 from data_mss.musdb18 import read_stem_file
+from data_mss.scores import usdr
 from modeling_mss import HCodecModel
 from processing_mss import DEFAULT_MODEL, AudioSourceSeparationPipeline, resample
 from tests.tiny import tiny_model, tiny_processor
-from training_mss.scores import usdr
 
 CODEC = Path(DEFAULT_MODEL) / "codec"
 BUDGET = 80 * 10**6  # bytes of weights in the repository, separator and whole codec together

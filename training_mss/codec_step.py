@@ -9,13 +9,13 @@ from torch import nn
 from torch.nn import functional
 from transformers import HubertModel
 
+from data_mss.scores import si_sdr, usdr
 from modeling_mss import HCodecConfig, HCodecModel
 from modeling_mss.convert_hcodec import save_feature_extractor
 
 from .codec_losses import filter_mixture, ratio_mask_loss, spectral_losses
 from .configuration import OptimizerConfig, TrainingConfig
 from .discriminators import CodecDiscriminator, adversarial_loss, discriminator_loss, feature_matching_loss
-from .scores import si_sdr, usdr
 from .stage import Stage, StepLoss, unwrapped
 
 CODEC, DISCRIMINATOR = "codec", "discriminator"

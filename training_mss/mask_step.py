@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 import torch
 
+from data_mss.scores import usdr
 from modeling_mss import MssForConditionalGeneration
 from processing_mss.filtering_mss import istft, masks_at_bins, masks_at_frames, stft
 
 from .configuration import TrainingConfig
-from .scores import usdr
 from .separator_step import ENCODER, PLAYER, SeparatorStage
 from .stage import StepLoss
 

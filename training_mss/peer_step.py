@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
+from data_mss.scores import si_sdr, usdr
 from data_mss.teacher_bs_roformer import build_bs_roformer
 
 from .configuration import PeerStageConfig, TrainingConfig
-from .scores import si_sdr, usdr
 from .stage import Stage, StepLoss, unwrapped
 
 PLAYER = "peer"

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from transformers import GenerationConfig
 
+from data_mss.scores import si_sdr
 from modeling_mss import HCodecModel, MssConfig, MssForConditionalGeneration
 from processing_mss import AudioSourceSeparationPipeline, MssFeatureExtractor, MssProcessor, mel_power_spectrogram
 from processing_mss.filtering_mss import fft_size, istft, power, ratio_masks, stft
@@ -18,7 +19,6 @@ from processing_mss.filtering_mss import fft_size, istft, power, ratio_masks, st
 from .codec_losses import filter_mixture
 from .configuration import StageConfig, TrainingConfig
 from .run_state import load_learned_weights
-from .scores import si_sdr
 from .stage import Stage, StepLoss, unwrapped
 from .throughput import training_flops
 

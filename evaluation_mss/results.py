@@ -1,15 +1,27 @@
-"""Scores on disk: JSON lines, one for each time that a system was scored on an excerpt, a file a shard."""
+"""What an evaluation keeps in its folder.
+
+Scores are JSON lines, one for each time that a system was scored on an excerpt, a file for each shard. The sound of a
+few excerpts, for spectrograms and audio players, is `audio/SYSTEM/EXCERPT/STEM.flac`.
+"""
 
 import json
 import os
+import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from data_mss.sharding import whole_records
+from processing_mss import write_audio
 
 from .protocol import CODEC
-from .songs import Excerpt
+from .songs import EvaluationSong, Excerpt
 from .systems import System
+
+GIVEN = ("mixture", "reference")  # kept for every excerpt; the bounds of these names are the same sounds
+IDENTITY_FILE = "identity.txt"  # written last: says that an excerpt is complete, of which checkpoint, and how long
 
 Key = tuple[str, str, str, float | None]  # system, its identity, excerpt, duration that was asked for
 
@@ -99,3 +111,61 @@ def collect(records: list[dict], codec: str | None) -> dict[Key, Result]:
     for record in records:
         results.setdefault(record_key(record), Result(record["song"])).update(record, codec)
     return results
+
+
+def kept_identity(folder: Path) -> str | None:
+    """Of the system whose sound is in `audio/SYSTEM/EXCERPT`; None if it is not complete."""
+    file = folder / IDENTITY_FILE
+    return file.read_text(encoding="utf-8").split("\n")[0] if file.is_file() else None
+
+
+class KeptAudio:
+    """16-bit FLAC, cut at full scale, at the song's rate.
+
+    Args:
+        folder: of all kept audio.
+        excerpts: those that are kept.
+    """
+
+    def __init__(self, folder: Path, excerpts: Iterable[Excerpt]):
+        self.folder, self._durations = folder, {excerpt.name: excerpt.duration_s for excerpt in excerpts}
+
+    def lacks(self, system: System, excerpt: str) -> bool:
+        """Whether an excerpt is to be kept, and this system's estimates of it are not there yet."""
+        if excerpt not in self._durations or system.name in GIVEN:
+            return False
+        return not self._has(system.name, excerpt, system.identity)
+
+    def write(self, system: System, song: EvaluationSong, estimates: dict[str, torch.Tensor]):
+        """Keep the estimates, and song and true stems beside them."""
+        if not self.lacks(system, song.name):
+            return
+        given = {"mixture": {"mixture": song.mixture}, "reference": dict(zip(song.stems, song.references))}
+        for name, sounds in given.items():
+            if not self._has(name, song.name, song.song_id):
+                self._replace(name, song, sounds, song.song_id)
+        self._replace(system.name, song, estimates, system.identity)
+
+    def _has(self, name: str, excerpt: str, identity: str) -> bool:
+        file = self.folder / name / excerpt / IDENTITY_FILE
+        return file.is_file() and file.read_text(encoding="utf-8") == self._mark(excerpt, identity)
+
+    def _mark(self, excerpt: str, identity: str) -> str:
+        # The name of an excerpt says where it begins, not how long it is.
+        return f"{identity}\n{self._durations[excerpt]} s asked for\n"
+
+    def _replace(self, name: str, song: EvaluationSong, sounds: dict[str, torch.Tensor], identity: str):
+        folder = self.folder / name / song.name
+        for file in folder.glob("*"):  # of another checkpoint or length
+            file.unlink()
+        for stem, sound in sounds.items():
+            write_audio(folder / f"{stem}.flac", sound.numpy(), song.sampling_rate)
+        folder.mkdir(parents=True, exist_ok=True)  # also where there is no estimate to write
+        (folder / IDENTITY_FILE).write_text(self._mark(song.name, identity), encoding="utf-8")
+
+
+def replace_text(path: Path, text: str):
+    """Write a file that several processes may write, and others read meanwhile."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
