@@ -16,13 +16,13 @@ def si_sdr(estimates: torch.Tensor, references: torch.Tensor, zero_mean: bool = 
     Returns:
         `(...)` float32; NaN where the reference is silent (below -60 dBFS RMS).
     """
-    estimates, references = estimates.double(), references.double()
+    estimates, references = estimates.float(), references.float()
     if zero_mean:
         estimates = estimates - estimates.mean(dim=-1, keepdim=True)
         references = references - references.mean(dim=-1, keepdim=True)
-    energy = references.square().sum(dim=-1, keepdim=True)
-    target = ((estimates * references).sum(dim=-1, keepdim=True) + EPSILON) / (energy + EPSILON) * references
-    return _ratio(target, estimates - target, references).float()
+    scale = ((estimates * references).sum(dim=-1) + EPSILON) / (references.square().sum(dim=-1) + EPSILON)
+    target = scale[..., None] * references
+    return _ratio(target, estimates - target, references)
 
 
 def usdr(estimates: torch.Tensor, references: torch.Tensor) -> torch.Tensor:

@@ -23,8 +23,8 @@ MEL_FLOOR = 1e-4  # -80 dB of a full-scale sine: what lies below is the same sil
 def si_sdr(estimate, reference) -> float:
     """Scale-invariant signal-to-distortion ratio in dB of `(C, T)`, channels joined, as torchmetrics has it.
 
-    Means are not subtracted, otherwise than in validation (`data_mss.scores.si_sdr`). A mono estimate counts for all
-    channels. Higher is better; NaN if the reference is silent (below -60 dBFS RMS).
+    Means are not subtracted, unlike in validation (`data_mss.scores.si_sdr` by default). A mono estimate counts for
+    all channels. Higher is better; NaN if the reference is silent (below -60 dBFS RMS). Raises what `as_pair` does.
     """
     estimate, reference = as_pair(estimate, reference)
     return scores.si_sdr(estimate.flatten(), reference.flatten(), zero_mean=False).item()
@@ -34,7 +34,7 @@ def usdr(estimate, reference) -> float:
     """Signal-to-distortion ratio over the whole signal in dB, as in the Music Demixing Challenge 2021.
 
     10 log10(|s|^2 / |s - e|^2) of `(C, T)`, both sums over channels and samples and raised by 1e-7, so that an estimate
-    without any error stays finite (about 100 dB). Otherwise as `si_sdr`.
+    without any error stays finite (about 100 dB). Channels, silence and errors as in `si_sdr`.
     """
     estimate, reference = as_pair(estimate, reference)
     return scores.usdr(estimate.flatten(), reference.flatten()).item()

@@ -87,7 +87,8 @@ def summarize(
     Args:
         results: of everything in the folder, see `results.collect`.
         seed: of the bootstrap.
-        ablations: names of systems. The others are compared with the first of them that is generative, or not, as they.
+        ablations: names of systems. Every other system is compared with the first of these that is generative like it,
+            or not generative like it.
     """
     by_system = {}
     for system in systems:

@@ -101,7 +101,7 @@ def _differences(summary: dict) -> list[str]:
                 scores = list(dict.fromkeys([*scores, score]))
     note = (
         "How much more than `less` a system has, excerpt by excerpt. Intervals say how other songs would vary, not how "
-        "another training or other draws would; and of many intervals, some leave zero out by chance."
+        "another training or other samples would; and of many intervals, some leave zero out by chance."
     )
     title = "Table 3 (ablations): differences from the first model"
     return _table(summary, title, scores, ["less", "score", *columns], rows, note)
