@@ -178,13 +178,19 @@ class AudioSourceSeparationPipeline(Pipeline):
 
     def _forward(self, model_inputs, **options):
         stream = separate_song(model_inputs["song"], self.model, self.processor, SeparationOptions(**options))
-        return {"blocks": list(stream), "sampling_rate": stream.sampling_rate}
+        shape, position = (stream.num_channels, stream.num_samples), 0
+        stems = {label: np.empty(shape, dtype=np.float32) for label in stream.labels}
+        for block in stream:
+            for label, samples in block.items():
+                end = position + samples.shape[1]
+                stems[label][:, position:end] = samples
+            position = end
+        return {"stems": stems, "sampling_rate": stream.sampling_rate}
 
     def postprocess(self, model_outputs):
-        blocks, rate = model_outputs["blocks"], model_outputs["sampling_rate"]
+        rate = model_outputs["sampling_rate"]
         return [
-            {"label": label, "audio": np.concatenate([block[label] for block in blocks], axis=1), "sampling_rate": rate}
-            for label in blocks[0]
+            {"label": label, "audio": audio, "sampling_rate": rate} for label, audio in model_outputs["stems"].items()
         ]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
