@@ -18,11 +18,11 @@ os.environ["OMP_NUM_THREADS"] = "1"  # numpy's libraries read it when they are l
 
 import torch
 
-from data_mss.render import make_song
-from data_mss.render_instruments import load_soundfont
-from data_mss.render_recipe import RenderConfig
-from data_mss.render_samples import load_bass, load_kit
-from data_mss.render_song import render_song
+from data_mss.rendering import make_song
+from data_mss.rendering.instruments import load_soundfont
+from data_mss.rendering.recipe import RenderConfig
+from data_mss.rendering.samples import load_bass, load_kit
+from data_mss.rendering.song import render_song
 
 REQUIRED = 8.0  # seconds of audio a core-second, without vocals
 

@@ -18,9 +18,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data_mss.labelling.teachers import load_teacher
+from data_mss.labelling.voice_activity import Segment, drop_short, energy_segments, merge_segments, silero_segments
 from data_mss.manifest import canonical_stem
-from data_mss.teachers import load_teacher
-from data_mss.voice_activity import Segment, drop_short, energy_segments, merge_segments, silero_segments
 from processing_mss import read_audio
 from processing_mss.resampling_mss import resample
 

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from scipy import signal
 
-from data_mss.render_production import loudness
-from data_mss.render_recipe import RenderConfig, random_numbers
-from data_mss.render_singing import load_world
-from data_mss.render_song import STEMS, arrange, make_vocals, render_song
+from data_mss.manifest import STEMS
+from data_mss.rendering.production import loudness
+from data_mss.rendering.recipe import RenderConfig, random_numbers
+from data_mss.rendering.singing import load_world
+from data_mss.rendering.song import arrange, make_vocals, render_song
 from processing_mss import read_audio, resample
 
 RATE = 48000

@@ -140,6 +140,12 @@ def read_mono(path: str | os.PathLike, sampling_rate: int, packed_rate: int | No
     return resample(torch.from_numpy(waveform).mean(dim=0), rate, sampling_rate)
 
 
+def add_up(waveforms: list[torch.Tensor]) -> torch.Tensor:
+    """Sum of waveforms `(T_i,)`, as long as the longest of them."""
+    length = max(map(len, waveforms))
+    return sum(torch.nn.functional.pad(waveform, (0, length - len(waveform))) for waveform in waveforms)
+
+
 @lru_cache(maxsize=256)
 def packed_audio(path: Path, sampling_rate: int, cache_dir: str | os.PathLike) -> np.ndarray:
     """A whole file as int16 mono at `sampling_rate`, memory-mapped from `cache_dir`, where the first call puts it.

@@ -16,10 +16,21 @@ from dataclasses import dataclass, field
 import torch
 
 from .dataset import is_silent
-from .equaliser import EQ_FREQUENCIES, equalise
-from .lossy_mixture import LOW_PASS_RANGE, STEP_RANGE, make_lossy
-from .mix_bus import DRIVE_RANGE, RATIO_RANGE, RELEASE_RANGE, THRESHOLD_RANGE, bus_gain
-from .reverberation import PREDELAY_RANGE, reverberate
+from .effects import (
+    DRIVE_RANGE,
+    EQ_FREQUENCIES,
+    LOW_PASS_RANGE,
+    PREDELAY_RANGE,
+    RATIO_RANGE,
+    RELEASE_RANGE,
+    STEP_RANGE,
+    THRESHOLD_RANGE,
+    bus_gain,
+    equalise,
+    make_lossy,
+    reverberate,
+)
+from .manifest import STEMS, require
 
 # Levels of mixtures. A separator hears a song at an RMS of 0.1 (`input_rms` of the processor), and each of its windows
 # as loud as the song has it there: an intro or a fade-out may be 30 dB below the song. The floor is such a window's.
@@ -83,8 +94,9 @@ class AugmentationConfig:
         reverb_probability: share of stems that get a reverberation, which belongs to the stem then.
         reverb_decay_s: time in seconds in which it falls by 60 dB, log-uniform.
         reverb_wet_db: its level relative to the direct sound, in decibels, uniform.
-        bus_probability: share of crops whose sum is compressed and softly clipped, see `mix_bus.py`.
-        lossy_probability: share of crops whose mixture has been through a lossy codec, see `lossy_mixture.py`; their
+        bus_probability: share of crops whose sum is compressed and softly clipped, see `effects.bus_gain`.
+        lossy_probability: share of crops whose mixture has been through a lossy codec, see `effects.make_lossy`;
+            their
             stems have not.
 
     Raises:
@@ -106,14 +118,11 @@ class AugmentationConfig:
     lossy_probability: float = 0.0
 
     def __post_init__(self):
-        for name in ("silence", "reverb", "bus", "lossy"):
-            name = f"{name}_probability"
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must be in 0-1, got {getattr(self, name)}: it is a share, 0 for none.")
-        if not 0 < self.reverb_decay_s[0] <= self.reverb_decay_s[1]:
-            raise ValueError(f"`reverb_decay_s` must be 0 < low <= high, in seconds, got {self.reverb_decay_s}.")
-        if self.reverb_wet_db[0] > self.reverb_wet_db[1]:
-            raise ValueError(f"`reverb_wet_db` must be low <= high, in decibels, got {self.reverb_wet_db}.")
+        for name in ("silence_probability", "reverb_probability", "bus_probability", "lossy_probability"):
+            require(0 <= getattr(self, name) <= 1, name, "in 0-1", getattr(self, name))
+        (shortest, longest), (low, high) = self.reverb_decay_s, self.reverb_wet_db
+        require(0 < shortest <= longest, "reverb_decay_s", "0 < low <= high, in seconds", self.reverb_decay_s)
+        require(low <= high, "reverb_wet_db", "low <= high, in decibels", self.reverb_wet_db)
 
 
 @dataclass
@@ -131,7 +140,7 @@ class StemAugmentation(AugmentationConfig):
         ValueError: impossible values, or a stem without a level where there are levels.
     """
 
-    stems: tuple[str, ...] | list[str] = ("vocals", "drums", "bass", "other")
+    stems: tuple[str, ...] | list[str] = STEMS
     sampling_rate: int = 48000
 
     def __post_init__(self):

@@ -11,7 +11,7 @@ import torch
 from processing_mss import read_audio, write_audio
 from processing_mss.resampling_mss import resample
 
-from .manifest import canonical_stem
+from ..manifest import canonical_stem
 
 # What a separator may add or lose at the end (padding of its last chunk, a codec's delay).
 MAX_LENGTH_DIFFERENCE_S = 0.1

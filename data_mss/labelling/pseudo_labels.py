@@ -9,10 +9,10 @@ from tqdm import tqdm
 
 from processing_mss import AUDIO_SUFFIXES, read_audio, resample
 
+from ..manifest import SPLITS, canonical_stem
+from ..preparing import PrepareReport, made_from
+from ..sharding import shard_of_this_process
 from .label_folder import LabelFolder
-from .manifest import SPLITS, canonical_stem
-from .preparing import PrepareReport, made_from
-from .sharding import shard_of_this_process
 from .teachers import Teacher
 from .voice_activity import ACTIVITIES, find_segments
 

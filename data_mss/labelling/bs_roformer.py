@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 import yaml
 
-from .chunked_separation import separate_in_chunks, separate_with_channels
-
-STEMS = ("vocals", "drums", "bass", "other")
+from ..manifest import STEMS
+from .chunks import separate_in_chunks, separate_with_channels
 
 # Fields of MSST's YAML that the package lacks: those that do not change what a trained network computes, and those that
 # the package computes in one way only.
@@ -155,6 +154,14 @@ def build_bs_roformer(model_section: dict) -> torch.nn.Module:
     return model
 
 
+def read_checkpoint(path: str):
+    """What a checkpoint holds, on the CPU. Raises ValueError if it cannot be read as weights alone."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of the file system, of pickle, of zip
+        raise ValueError(f"Cannot read the checkpoint {path} as weights alone: {error}") from error
+
+
 def load_bs_roformer_weights(model: torch.nn.Module, checkpoint: str):
     """Put a checkpoint's weights into the package's network, published ones (MSST) too.
 
@@ -164,10 +171,7 @@ def load_bs_roformer_weights(model: torch.nn.Module, checkpoint: str):
     Raises:
         ValueError: the file cannot be read safely, or it does not fit the network.
     """
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # of the file system, of pickle, of zip
-        raise ValueError(f"Cannot read the checkpoint {checkpoint} as weights alone: {error}") from error
+    state = read_checkpoint(checkpoint)
     for wrapper in ("state", "state_dict", "model_state_dict"):
         if wrapper in state:
             state = state[wrapper]
