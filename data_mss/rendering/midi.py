@@ -3,14 +3,10 @@
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .score import DRUM_KITS, FAMILIES, VOICE_SPAN, Arrangement, Note, Part
-
-if TYPE_CHECKING:
-    import pretty_midi
 
 MELODY_WORDS = ("melody", "vocal", "vox", "voice", "sing", "lead")
 
@@ -23,8 +19,8 @@ def find_midi(folder: str | os.PathLike) -> list[Path]:
     return paths
 
 
-def read_midi(path: Path) -> "pretty_midi.PrettyMIDI":
-    """A MIDI file that has notes. Raises ValueError for others."""
+def read_midi(path: Path):
+    """A MIDI file that has notes, as `pretty_midi.PrettyMIDI`. Raises ValueError for others."""
     import pretty_midi
 
     try:
@@ -159,11 +155,11 @@ def lead_score(name: str, program: int, notes: list[Note], duration: float) -> f
     return score + 0.5 * (program in range(40, 88)) - 0.5 * (program in range(0, 8))
 
 
-def phrases(melody: list[Note], pause: float = 1.0) -> list[tuple[float, float]]:
-    """Where a melody sounds: (start, end) in seconds, notes less than `pause` seconds apart taken together."""
+def phrases(melody: list[Note]) -> list[tuple[float, float]]:
+    """Where a melody sounds: (start, end) in seconds, notes less than a second apart taken together."""
     spans: list[tuple[float, float]] = []
     for note in melody:
-        if spans and note.start - spans[-1][1] < pause:
+        if spans and note.start - spans[-1][1] < 1:
             spans[-1] = (spans[-1][0], max(spans[-1][1], note.end))
         else:
             spans.append((note.start, note.end))

@@ -117,8 +117,8 @@ def _read_stereo(path: Path) -> np.ndarray:
     return resample(torch.from_numpy(waveform), rate, SAMPLING_RATE).numpy()
 
 
-def find_phrases(waveform: np.ndarray, pause: float = 0.4) -> list[tuple[int, int]]:
-    """Where a vocal stem `(2, T)` is heard: (start, end) in samples, shorter pauses than `pause` seconds included.
+def find_phrases(waveform: np.ndarray) -> list[tuple[int, int]]:
+    """Where a vocal stem `(2, T)` is heard: (start, end) in samples, pauses of less than 0.4 s included.
 
     The threshold is 40 dB below the loudest tenth of a second; every phrase gets 50 ms before and 150 ms after.
     """
@@ -129,7 +129,7 @@ def find_phrases(waveform: np.ndarray, pause: float = 0.4) -> list[tuple[int, in
     if not count or power.max() < 1e-8:
         return []
     active = power > power.max() * 1e-4
-    active = ndimage.binary_closing(np.pad(active, 50), np.ones(round(pause * 100)))[50:-50]
+    active = ndimage.binary_closing(np.pad(active, 50), np.ones(40))[50:-50]
     return [
         (max(0, (start - 5) * frame), min(waveform.shape[1], (end + 15) * frame))
         for start, end in runs(active)
