@@ -228,9 +228,8 @@ def at_speed(piece: torch.Tensor, num_samples: int) -> torch.Tensor:
     """A piece `(n,)` played in `num_samples`, linearly interpolated, as augmentation need not be better than that."""
     if piece.shape[-1] == num_samples:
         return piece
-    return torch.nn.functional.interpolate(piece[None, None], size=num_samples, mode="linear", align_corners=False)[
-        0, 0
-    ]
+    stretched = torch.nn.functional.interpolate(piece[None, None], num_samples, mode="linear", align_corners=False)
+    return stretched[0, 0]
 
 
 def is_remixed(places: list[Place]) -> bool:

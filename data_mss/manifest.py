@@ -191,6 +191,14 @@ def _song_of(line: bytes, folder: Path) -> Song:
     return Song(**values, folder=folder)
 
 
+def append_line(path: Path, line: str):
+    """Add a line to a file; it is on the disk when this returns."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 class ManifestWriter:
     """Appends songs to a manifest, one whole line at a time, so that a killed run can go on where it stopped.
 
@@ -217,10 +225,7 @@ class ManifestWriter:
             raise ValueError(f"The manifest {self.path} already has a song {song.id!r}.")
         song.stems = {stem: [self._relative(path) for path in paths] for stem, paths in song.stems.items()}
         song.mixture = self._relative(song.mixture) if song.mixture else None
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(song.to_json() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path, song.to_json())
         self.made_from[song.id] = song.made_from
 
     def _relative(self, path: str | os.PathLike) -> str:

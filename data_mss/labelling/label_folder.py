@@ -10,7 +10,7 @@ import torch
 
 from processing_mss import write_audio
 
-from ..manifest import ManifestWriter, Song
+from ..manifest import ManifestWriter, Song, append_line
 from ..preparing import check_made_from
 from ..sharding import whole_records
 from .voice_activity import Segment
@@ -77,10 +77,7 @@ class FinishedList:
 
     def add(self, name: str, num_segments: int, made_from: dict):
         record = {"name": name, "num_segments": num_segments, "made_from": made_from}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path, json.dumps(record, ensure_ascii=False))
         self.made_from[name] = made_from
 
 

@@ -1,7 +1,7 @@
 """Teachers: separators that label songs which come without stems.
 
-`load_teacher` knows spleeter, htdemucs, bs_roformer (`bs_roformer.py`) and command, which is any
-separator that a command line starts (`command.py`). Their packages are optional.
+`load_teacher` knows spleeter, htdemucs, bs_roformer (`bs_roformer.py`) and command, which is any separator that a
+command line starts (`command.py`). Their packages are optional.
 """
 
 from pathlib import Path
@@ -14,7 +14,9 @@ from processing_mss.filtering_mss import istft, stft
 from ..manifest import STEMS
 from ..preparing import made_from
 from ..sharding import default_device
+from .bs_roformer import BSRoformerTeacher
 from .chunks import separate_in_chunks, separate_with_channels
+from .command import CommandTeacher
 
 TEACHERS = {  # arguments of `load_teacher` that each needs, and others that it takes
     "spleeter": ((), ("device", "batch_size")),
@@ -208,12 +210,8 @@ def load_teacher(
     elif name == "htdemucs":
         teacher = HTDemucsTeacher(load_demucs(checkpoint or "htdemucs"), device)
     elif name == "command":
-        from .command import CommandTeacher
-
         teacher = CommandTeacher(command, stems or list(STEMS))
     else:
-        from .bs_roformer import BSRoformerTeacher
-
         teacher = BSRoformerTeacher(checkpoint, config, device or default_device(), batch_size)
     teacher.settings = {key: _identity(given[key]) for key in ("checkpoint", "config", "command") if given[key]}
     return teacher

@@ -34,7 +34,7 @@ def read_midi(path: Path):
     return midi
 
 
-def read_arrangement(path: str | os.PathLike, duration: float, voice_low: int, rng: np.random.Generator) -> Arrangement:
+def read_arrangement(path: Path, duration: float, voice_low: int, rng: np.random.Generator) -> Arrangement:
     """An excerpt of a MIDI file: drums are channel 10, bass programs 32-39, the most lead-like track the melody.
 
     The excerpt starts anywhere, is transposed by up to three semitones, played up to 10 % slower or faster, and every
@@ -43,7 +43,6 @@ def read_arrangement(path: str | os.PathLike, duration: float, voice_low: int, r
     Raises:
         ValueError: no MIDI file, or hardly any notes in the excerpt.
     """
-    path = Path(path)
     midi = read_midi(path)
     speed = float(rng.uniform(0.9, 1.1))
     shift = int(rng.integers(-3, 4))
