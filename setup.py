@@ -41,6 +41,8 @@ setup(
         "modeling_mss",
         "processing_mss",
         "data_mss",
+        "data_mss.labelling",
+        "data_mss.rendering",
         "training_mss",
         "evaluation_mss",
         "pretrained_mss",

@@ -41,7 +41,7 @@ def main():
     from demucs.htdemucs import HTDemucs
     from transformers import pipeline
 
-    from data_mss.teachers import HTDemucsTeacher
+    from data_mss.labelling.teachers import HTDemucsTeacher
 
     torch.manual_seed(0)
     clip = 0.1 * torch.randn(2, round(options.seconds * RATE))

@@ -13,85 +13,94 @@ Each can be stopped and started again: finished songs stay as they are. Broken f
 import argparse
 from pathlib import Path
 
+from data_mss.manifest import SPLITS, STEMS
+
 from .errors import EXPECTED_ERRORS, fail
 
 
 def add_arguments(parser: argparse.ArgumentParser):
     preparers = parser.add_subparsers(dest="preparer", required=True, metavar="WHAT")
+    for add in (_add_musdb18, _add_stems, _add_pseudo_label, _add_render, _add_pack):
+        add(preparers)
 
-    musdb18 = _add(preparers, "musdb18", "MUSDB18-HQ (wav) or MUSDB18 (.stem.mp4), with the customary validation songs")
-    musdb18.add_argument("input_dir", type=Path, help="folder that holds train/ and test/")
 
-    stems = _add(preparers, "stems", "folders of stems: song/vocals.*, drums.*, bass.*, other.*")
-    stems.add_argument("input_dir", type=Path, help="folder of song folders, searched through")
-    _add_split(stems)
-    stems.add_argument("--validation_songs", nargs="*", default=[], metavar="NAME", help="song folders for validation")
-    stems.add_argument(
+def _add_musdb18(preparers):
+    parser = _add(preparers, "musdb18", "MUSDB18-HQ (wav) or MUSDB18 (.stem.mp4), with the customary validation songs")
+    parser.add_argument("input_dir", type=Path, help="folder that holds train/ and test/")
+
+
+def _add_stems(preparers):
+    parser = _add(preparers, "stems", "folders of stems: song/vocals.*, drums.*, bass.*, other.*")
+    parser.add_argument("input_dir", type=Path, help="folder of song folders, searched through")
+    _add_split(parser)
+    parser.add_argument("--validation_songs", nargs="*", default=[], metavar="NAME", help="song folders for validation")
+    parser.add_argument(
         "--source", default="stems", help="name by which datasets weigh this corpus (default: %(default)s)"
     )
 
-    label = _add(preparers, "pseudo-label", "songs without stems, separated by a teacher")
-    label.add_argument("input_dir", type=Path, help="folder of songs, searched through")
-    label.add_argument(
+
+def _add_pseudo_label(preparers):
+    parser = _add(preparers, "pseudo-label", "songs without stems, separated by a teacher")
+    parser.add_argument("input_dir", type=Path, help="folder of songs, searched through")
+    parser.add_argument(
         "--teacher",
         choices=["spleeter", "htdemucs", "bs_roformer", "command"],
         default="spleeter",
         help="spleeter works without a download, with two stems (default: %(default)s)",
     )
-    label.add_argument("--checkpoint", help="weights of bs_roformer; file or name of htdemucs's")
-    label.add_argument("--config", help="of bs_roformer: the YAML beside its checkpoint")
-    label.add_argument("--command", metavar="TEMPLATE", help="of the teacher command: 'tool {input} --out {output}'")
-    label.add_argument("--activity", choices=["silero", "energy", "all"], default="silero", help="how singing is found")
-    label.add_argument("--max_gap_s", type=float, default=1.0, help="closer segments are joined (default: %(default)s)")
-    label.add_argument(
-        "--min_segment_s", type=float, default=2.0, help="shorter ones are dropped (default: %(default)s)"
-    )
-    label.add_argument("--device", help="of the teacher (default: Accelerate's, or cuda if there is one)")
-    label.add_argument("--shard_index", type=int, help="default: this process of an Accelerate launch")
-    label.add_argument("--num_shards", type=int, help="default: processes of an Accelerate launch")
-    _add_split(label)
+    parser.add_argument("--checkpoint", help="weights of bs_roformer; file or name of htdemucs's")
+    parser.add_argument("--config", help="of bs_roformer: the YAML beside its checkpoint")
+    parser.add_argument("--command", metavar="TEMPLATE", help="of the teacher command: 'tool {input} --out {output}'")
+    activities = ["silero", "energy", "all"]
+    parser.add_argument("--activity", choices=activities, default="silero", help="how singing is found")
+    for name, seconds, what in (
+        ("max_gap_s", 1.0, "closer segments are joined"),
+        ("min_segment_s", 2.0, "shorter ones are dropped"),
+    ):
+        parser.add_argument(f"--{name}", type=float, default=seconds, help=f"{what} (default: %(default)s)")
+    parser.add_argument("--device", help="of the teacher (default: Accelerate's, or cuda if there is one)")
+    parser.add_argument("--shard_index", type=int, help="default: this process of an Accelerate launch")
+    parser.add_argument("--num_shards", type=int, help="default: processes of an Accelerate launch")
+    _add_split(parser)
 
-    render = _add(preparers, "render", "songs composed and played here, by seed")
-    render.add_argument("--hours", type=float, required=True, help="length of the corpus")
-    render.add_argument("--soundfont", nargs="+", required=True, metavar="FILE", help=".sf2 or .sf3 files")
-    render.add_argument("--midi", metavar="DIR", help="MIDI files to arrange, beside composed songs")
-    render.add_argument("--vocals", metavar="DIR", help="recordings of vocals to place over the songs")
-    render.add_argument("--speech", metavar="DIR", help="recordings of speech to make singing from")
-    render.add_argument("--choir", metavar="DIR", help="sung vowels for backing vocals: NAME_A3.wav, NAME_C#4.wav, ...")
-    render.add_argument(
-        "--drums",
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="a kit each: kick*.wav or Kick_v01.wav, _v02, ... (harder)",
-    )
-    render.add_argument(
-        "--basses", nargs="+", default=[], metavar="DIR", help="an instrument each: eb3_ff_rr1.wav, ..."
-    )
-    render.add_argument(
+
+def _add_render(preparers):
+    parser = _add(preparers, "render", "songs composed and played here, by seed")
+    parser.add_argument("--hours", type=float, required=True, help="length of the corpus")
+    parser.add_argument("--soundfont", nargs="+", required=True, metavar="FILE", help=".sf2 or .sf3 files")
+    for name, what in (
+        ("midi", "MIDI files to arrange, beside composed songs"),
+        ("vocals", "recordings of vocals to place over the songs"),
+        ("speech", "recordings of speech to make singing from"),
+        ("choir", "sung vowels for backing vocals: NAME_A3.wav, NAME_C#4.wav, ..."),
+    ):
+        parser.add_argument(f"--{name}", metavar="DIR", help=what)
+    for name, what in (
+        ("drums", "a kit each: kick*.wav or Kick_v01.wav, _v02, ... (harder)"),
+        ("basses", "an instrument each: eb3_ff_rr1.wav, ..."),
+    ):
+        parser.add_argument(f"--{name}", nargs="+", default=[], metavar="DIR", help=what)
+    parser.add_argument(
         "--grooves", metavar="DIR", help="drumming of people: the Groove MIDI Dataset, with its info.csv"
     )
-    render.add_argument(
+    parser.add_argument(
         "--credits", metavar="FILE", help="YAML with a line for each file and folder given, in place of --licence"
     )
-    render.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    render.add_argument(
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument(
         "--split",
-        choices=["train", "validation", "test"],
+        choices=SPLITS,
         help="of all songs, e.g. test for a soundfont of its own (default: 90, 5 and 5 %% of the songs)",
     )
-    render.add_argument("--num_workers", type=int, default=2, help="processes (default: %(default)s)")
+    parser.add_argument("--num_workers", type=int, default=2, help="processes (default: %(default)s)")
 
-    pack = _add(preparers, "pack", "songs of manifests as arrays that training reads fastest")
-    pack.add_argument("manifests", type=Path, nargs="+", metavar="MANIFEST", help="files, or folders of them")
-    pack.add_argument("--sampling_rate", type=int, default=48000, help="in hertz (default: %(default)s)")
-    pack.add_argument(
-        "--stems",
-        nargs="+",
-        default=["vocals", "drums", "bass", "other"],
-        metavar="STEM",
-        help="others are added to other (default: %(default)s)",
-    )
+
+def _add_pack(preparers):
+    parser = _add(preparers, "pack", "songs of manifests as arrays that training reads fastest")
+    parser.add_argument("manifests", type=Path, nargs="+", metavar="MANIFEST", help="files, or folders of them")
+    parser.add_argument("--sampling_rate", type=int, default=48000, help="in hertz (default: %(default)s)")
+    others = "others are added to other (default: %(default)s)"
+    parser.add_argument("--stems", nargs="+", default=list(STEMS), metavar="STEM", help=others)
 
 
 def _add(preparers, name: str, summary: str) -> argparse.ArgumentParser:
@@ -103,9 +112,7 @@ def _add(preparers, name: str, summary: str) -> argparse.ArgumentParser:
 
 
 def _add_split(parser: argparse.ArgumentParser):
-    parser.add_argument(
-        "--split", choices=["train", "validation", "test"], default="train", help="default: %(default)s"
-    )
+    parser.add_argument("--split", choices=SPLITS, default="train", help="default: %(default)s")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -138,8 +145,7 @@ def _stems(options: argparse.Namespace):
 
 
 def _pseudo_label(options: argparse.Namespace):
-    from data_mss.pseudo_labels import prepare_pseudo_labels
-    from data_mss.teachers import load_teacher
+    from data_mss.labelling import load_teacher, prepare_pseudo_labels
 
     teacher = load_teacher(
         options.teacher,
@@ -163,24 +169,22 @@ def _pseudo_label(options: argparse.Namespace):
 
 
 def _render(options: argparse.Namespace):
-    from data_mss.render import prepare_render
+    from data_mss.rendering import RenderConfig, prepare_render
 
-    return prepare_render(
-        options.output_dir,
-        options.hours,
-        options.soundfont,
+    config = RenderConfig(
+        soundfonts=tuple(options.soundfont),
         midi_dir=options.midi,
         vocals_dir=options.vocals,
         speech_dir=options.speech,
-        drums_dirs=options.drums,
-        bass_dirs=options.basses,
+        drums_dirs=tuple(options.drums),
+        bass_dirs=tuple(options.basses),
         grooves_dir=options.grooves,
         choir_dir=options.choir,
         seed=options.seed,
-        num_workers=options.num_workers,
-        licence=options.licence,
-        credits=options.credits,
         split=options.split,
+    )
+    return prepare_render(
+        options.output_dir, options.hours, config, options.num_workers, options.licence, options.credits
     )
 
 

@@ -28,11 +28,10 @@ def default_cache_dir() -> Path:
 class AudioInfo:
     duration: float  # seconds
     sampling_rate: int  # hertz (Hz)
-    num_channels: int
 
 
 def probe_audio(path: str | os.PathLike) -> AudioInfo:
-    """Length, rate and channels; reads the file's end too, where a truncated file breaks.
+    """Length and rate; reads the file's end too, where a truncated file breaks.
 
     Raises:
         AudioReadError: missing, empty, truncated, or no audio.
@@ -50,13 +49,13 @@ def probe_audio(path: str | os.PathLike) -> AudioInfo:
             if len(samples) < max(tail, 1):
                 raise AudioReadError(f"Cannot read {path}: it is truncated or holds no samples.")
             _check(path, samples.T)
-            return AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels)
+            return AudioInfo(file.frames / file.samplerate, file.samplerate)
     except soundfile.LibsndfileError as error:
         if path.suffix.lower() in DIRECT_SUFFIXES:
             raise AudioReadError(f"Cannot read {path}: {error}") from error
     waveform, sampling_rate = read_audio(path)  # a format that only FFmpeg knows: the whole file
     _check(path, waveform)
-    return AudioInfo(waveform.shape[1] / sampling_rate, sampling_rate, len(waveform))
+    return AudioInfo(waveform.shape[1] / sampling_rate, sampling_rate)
 
 
 def _check(path: Path, waveform: np.ndarray):
@@ -138,6 +137,12 @@ def read_mono(path: str | os.PathLike, sampling_rate: int, packed_rate: int | No
         waveform, rate = read_audio(path)
     _check(path, waveform)
     return resample(torch.from_numpy(waveform).mean(dim=0), rate, sampling_rate)
+
+
+def add_up(waveforms: list[torch.Tensor]) -> torch.Tensor:
+    """Sum of waveforms `(T_i,)`, as long as the longest of them."""
+    length = max(map(len, waveforms))
+    return sum(torch.nn.functional.pad(waveform, (0, length - len(waveform))) for waveform in waveforms)
 
 
 @lru_cache(maxsize=256)

@@ -15,11 +15,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from . import effects
 from .dataset import is_silent
-from .equaliser import EQ_FREQUENCIES, equalise
-from .lossy_mixture import LOW_PASS_RANGE, STEP_RANGE, make_lossy
-from .mix_bus import DRIVE_RANGE, RATIO_RANGE, RELEASE_RANGE, THRESHOLD_RANGE, bus_gain
-from .reverberation import PREDELAY_RANGE, reverberate
+from .manifest import STEMS, require
 
 # Levels of mixtures. A separator hears a song at an RMS of 0.1 (`input_rms` of the processor), and each of its windows
 # as loud as the song has it there: an intro or a fade-out may be 30 dB below the song. The floor is such a window's.
@@ -35,9 +33,9 @@ class AugmentationDraw:
         gains_db: of the equaliser's bands, in decibels, `(B, S, 7)`; 0 where there is none.
         level_db: of each stem among the others, in decibels, `(B, S)`.
         silenced: stems that are to fall silent, `(B, S)` bool.
-        reverb: `(B, S, 4)`, see `reverberate`; the first is 0 where there is none.
-        bus: `(B, 4)`, see `bus_gain`; ratio 1 and drive 0 where there is none.
-        lossy: `(B, 2)`, see `make_lossy`; 0 where there is none.
+        reverb: `(B, S, 4)`, see `effects.reverberate`; the first is 0 where there is none.
+        bus: `(B, 4)`, see `effects.bus_gain`; ratio 1 and drive 0 where there is none.
+        lossy: `(B, 2)`, see `effects.make_lossy`; 0 where there is none.
     """
 
     gain: torch.Tensor
@@ -83,8 +81,9 @@ class AugmentationConfig:
         reverb_probability: share of stems that get a reverberation, which belongs to the stem then.
         reverb_decay_s: time in seconds in which it falls by 60 dB, log-uniform.
         reverb_wet_db: its level relative to the direct sound, in decibels, uniform.
-        bus_probability: share of crops whose sum is compressed and softly clipped, see `mix_bus.py`.
-        lossy_probability: share of crops whose mixture has been through a lossy codec, see `lossy_mixture.py`; their
+        bus_probability: share of crops whose sum is compressed and softly clipped, see `effects.bus_gain`.
+        lossy_probability: share of crops whose mixture has been through a lossy codec, see `effects.make_lossy`;
+            their
             stems have not.
 
     Raises:
@@ -106,14 +105,11 @@ class AugmentationConfig:
     lossy_probability: float = 0.0
 
     def __post_init__(self):
-        for name in ("silence", "reverb", "bus", "lossy"):
-            name = f"{name}_probability"
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must be in 0-1, got {getattr(self, name)}: it is a share, 0 for none.")
-        if not 0 < self.reverb_decay_s[0] <= self.reverb_decay_s[1]:
-            raise ValueError(f"`reverb_decay_s` must be 0 < low <= high, in seconds, got {self.reverb_decay_s}.")
-        if self.reverb_wet_db[0] > self.reverb_wet_db[1]:
-            raise ValueError(f"`reverb_wet_db` must be low <= high, in decibels, got {self.reverb_wet_db}.")
+        for name in ("silence_probability", "reverb_probability", "bus_probability", "lossy_probability"):
+            require(0 <= getattr(self, name) <= 1, name, "in 0-1", getattr(self, name))
+        (shortest, longest), (low, high) = self.reverb_decay_s, self.reverb_wet_db
+        require(0 < shortest <= longest, "reverb_decay_s", "0 < low <= high, in seconds", self.reverb_decay_s)
+        require(low <= high, "reverb_wet_db", "low <= high, in decibels", self.reverb_wet_db)
 
 
 @dataclass
@@ -131,7 +127,7 @@ class StemAugmentation(AugmentationConfig):
         ValueError: impossible values, or a stem without a level where there are levels.
     """
 
-    stems: tuple[str, ...] | list[str] = ("vocals", "drums", "bass", "other")
+    stems: tuple[str, ...] | list[str] = STEMS
     sampling_rate: int = 48000
 
     def __post_init__(self):
@@ -160,7 +156,7 @@ class StemAugmentation(AugmentationConfig):
         gain = low + (high - low) * uniform(batch_size, num_stems, 1)
         sign = torch.where(uniform(batch_size, num_stems, 1) < self.polarity_probability, -1.0, 1.0)
         limit = torch.tensor([self.eq_gain_db.get(stem, 6.0) for stem in self.stems])
-        gains_db = (2 * uniform(batch_size, num_stems, len(EQ_FREQUENCIES)) - 1) * limit[:, None]
+        gains_db = (2 * uniform(batch_size, num_stems, len(effects.EQ_FREQUENCIES)) - 1) * limit[:, None]
         equalised = uniform(batch_size, num_stems, 1) < self.eq_probability
         draw = AugmentationDraw(gain * sign, gains_db * equalised)
         probabilities = (
@@ -188,17 +184,19 @@ class StemAugmentation(AugmentationConfig):
             reverberated = stems[..., 1] < self.reverb_probability
             wet = 10 ** (between(self.reverb_wet_db, stems[..., 2]) / 20)
             decay = between([math.log(value) for value in self.reverb_decay_s], stems[..., 3]).exp()
-            predelay = between(PREDELAY_RANGE, stems[..., 4])
+            predelay = between(effects.PREDELAY_RANGE, stems[..., 4])
             draw.reverb = torch.stack([wet * reverberated, decay, predelay, stems[..., 5]], dim=-1)
         if self.bus_probability:
             on = crops[:, 0] < self.bus_probability
-            ratio = torch.where(on, between(RATIO_RANGE, crops[:, 1]), 1.0)
-            threshold, release = between(THRESHOLD_RANGE, crops[:, 2]), between(RELEASE_RANGE, crops[:, 3])
-            draw.bus = torch.stack([ratio, threshold, release, between(DRIVE_RANGE, crops[:, 4]) * on], dim=-1)
+            ratio = torch.where(on, between(effects.RATIO_RANGE, crops[:, 1]), 1.0)
+            threshold = between(effects.THRESHOLD_RANGE, crops[:, 2])
+            release = between(effects.RELEASE_RANGE, crops[:, 3])
+            drive = between(effects.DRIVE_RANGE, crops[:, 4]) * on
+            draw.bus = torch.stack([ratio, threshold, release, drive], dim=-1)
         if self.lossy_probability:
             on = crops[:, 5] < self.lossy_probability
-            low_pass = between(LOW_PASS_RANGE, crops[:, 6])
-            step = between([math.log(value) for value in STEP_RANGE], crops[:, 7]).exp()
+            low_pass = between(effects.LOW_PASS_RANGE, crops[:, 6])
+            step = between([math.log(value) for value in effects.STEP_RANGE], crops[:, 7]).exp()
             draw.lossy = torch.stack([low_pass, step], dim=-1) * on[:, None]
 
     def apply(
@@ -236,7 +234,7 @@ class StemAugmentation(AugmentationConfig):
             rows = ((draw.bus[:, 0] > 1) | (draw.bus[:, 3] > 0)).nonzero().flatten()
             if len(rows):
                 bus, rows = draw.bus[rows].to(stems.device), rows.to(stems.device)
-                changed[rows] *= bus_gain(changed[rows].sum(dim=1), bus, self.sampling_rate)[:, None]
+                changed[rows] *= effects.bus_gain(changed[rows].sum(dim=1), bus, self.sampling_rate)[:, None]
         return changed
 
     def _filter(self, stems: torch.Tensor, draw: AugmentationDraw) -> None:
@@ -248,12 +246,12 @@ class StemAugmentation(AugmentationConfig):
         if len(rows[0]):
             crop, stem = (axis.to(stems.device) for axis in rows)
             gains_db = draw.gains_db[rows].to(stems.device)
-            stems[crop, stem] = equalise(stems[crop, stem], gains_db, self.sampling_rate)
+            stems[crop, stem] = effects.equalise(stems[crop, stem], gains_db, self.sampling_rate)
         rows = reverberated.nonzero(as_tuple=True)
         if len(rows[0]):
             crop, stem = (axis.to(stems.device) for axis in rows)
             room, gains_db = draw.reverb[rows].to(stems.device), draw.gains_db[rows].to(stems.device)
-            stems[crop, stem] = reverberate(stems[crop, stem], room, gains_db, self.sampling_rate)
+            stems[crop, stem] = effects.reverberate(stems[crop, stem], room, gains_db, self.sampling_rate)
 
     def transmit(self, mixture: torch.Tensor, draw: AugmentationDraw) -> torch.Tensor:
         """Mixtures `(B, T)` as drawn lossy codecs leave them: no longer exactly what their stems add up to."""
@@ -261,7 +259,7 @@ class StemAugmentation(AugmentationConfig):
         if not len(rows):
             return mixture
         lossy, rows, changed = draw.lossy[rows].to(mixture.device), rows.to(mixture.device), mixture.clone()
-        changed[rows] = make_lossy(mixture[rows], lossy, self.sampling_rate)
+        changed[rows] = effects.make_lossy(mixture[rows], lossy, self.sampling_rate)
         return changed
 
 

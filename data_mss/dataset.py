@@ -1,5 +1,6 @@
 """Training crops from manifests, as a map-style dataset."""
 
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,8 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from .audio_files import PACKED_SUFFIX, default_cache_dir, read_piece
-from .manifest import Song, known_stems, read_manifest, stem_paths
-from .resampled_crops import at_speed, piece_length
+from .manifest import STEMS, Song, known_stems, read_manifest, stem_paths
 
 SILENCE_RMS = 1e-3  # -60 dBFS: what is quieter is drawn again
 MAX_ATTEMPTS = 10
@@ -60,7 +60,7 @@ class StemDataset(Dataset):
     def __init__(
         self,
         manifests: str | os.PathLike | Iterable[str | os.PathLike | Song],
-        stems: Iterable[str] = ("vocals", "drums", "bass", "other"),
+        stems: Iterable[str] = STEMS,
         split: str = "train",
         crop_s: float = 4.0,
         sampling_rate: int = 48000,
@@ -217,6 +217,19 @@ class StemDataset(Dataset):
                 f"The song {song.id!r} is packed at {song.sampling_rate} Hz, and the dataset is to have "
                 f"{self.sampling_rate}: pack it again with `mss-lm prepare pack --sampling_rate {self.sampling_rate}`."
             )
+
+
+def piece_length(num_samples: int, speed: float) -> int:
+    """Samples to read for a crop of `num_samples` at this speed (1: as it is)."""
+    return num_samples if speed == 1 else math.ceil(num_samples * speed)
+
+
+def at_speed(piece: torch.Tensor, num_samples: int) -> torch.Tensor:
+    """A piece `(n,)` played in `num_samples`, linearly interpolated, as augmentation need not be better than that."""
+    if piece.shape[-1] == num_samples:
+        return piece
+    stretched = torch.nn.functional.interpolate(piece[None, None], num_samples, mode="linear", align_corners=False)
+    return stretched[0, 0]
 
 
 def is_remixed(places: list[Place]) -> bool:

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 
 from .audio_files import PACKED_SUFFIX, open_packed, read_piece
-from .dataset import MAX_ATTEMPTS, SILENT_STEM_ATTEMPTS, Place, StemDataset, is_silent
+from .dataset import MAX_ATTEMPTS, SILENT_STEM_ATTEMPTS, Place, StemDataset, at_speed, is_silent, piece_length
 from .manifest import Song
-from .resampled_crops import at_speed, piece_length
 
 
 class DeviceCorpus:

@@ -8,6 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
 SPLITS = ("train", "validation", "test")
+STEMS = ("vocals", "drums", "bass", "other")  # that models are trained on, in their order
 
 # What other names for stems mean. Stems that a dataset is not asked for count as "other" too.
 STEM_ALIASES = {
@@ -63,31 +64,31 @@ class Song:
 
     def __post_init__(self):
         for name in ("id", "source", "licence"):
-            _require(isinstance(getattr(self, name), str), name, "a string", getattr(self, name))
+            require(isinstance(getattr(self, name), str), name, "a string", getattr(self, name))
         if Path(self.id).is_absolute() or {"", ".", ".."} & set(self.id.split("/")):
             # "a", "./a" and "a//" would share a folder, and "../a" lies outside.
             raise ValueError(
                 f"The id {self.id!r} names no folder of its own: it must be names joined by '/', none of them empty, "
                 "'.' or '..'; rename the song."
             )
-        _require(self.split in SPLITS, "split", f"one of {list(SPLITS)}", self.split)
-        _require(isinstance(self.stems, dict), "stems", 'lists of files by stem, as {"bass": ["bass.wav"]}', self.stems)
+        require(self.split in SPLITS, "split", f"one of {list(SPLITS)}", self.split)
+        require(isinstance(self.stems, dict), "stems", 'lists of files by stem, as {"bass": ["bass.wav"]}', self.stems)
         for stem, paths in self.stems.items():
             if not isinstance(stem, str) or {"/", "\\"} & set(stem):
                 raise ValueError(f"A stem must have a name that fits a file, without slashes, got {stem!r}.")
             is_list = isinstance(paths, list) and all(isinstance(path, str) for path in paths)
-            _require(is_list, f"stems.{stem}", "a list of files, [] for silence", paths)
+            require(is_list, f"stems.{stem}", "a list of files, [] for silence", paths)
         is_length = _is_number(self.duration) and 0 < self.duration < math.inf
-        _require(is_length, "duration", "a positive number of seconds", self.duration)
+        require(is_length, "duration", "a positive number of seconds", self.duration)
         is_rate = _is_number(self.sampling_rate) and isinstance(self.sampling_rate, int) and self.sampling_rate > 0
-        _require(is_rate, "sampling_rate", "a positive whole number of hertz", self.sampling_rate)
+        require(is_rate, "sampling_rate", "a positive whole number of hertz", self.sampling_rate)
         for name in ("mixture", "sha256"):
             value = getattr(self, name)
-            _require(value is None or isinstance(value, str), name, "a string, or left out", value)
+            require(value is None or isinstance(value, str), name, "a string, or left out", value)
         is_share = self.confidence is None or (_is_number(self.confidence) and 0 <= self.confidence <= 1)
-        _require(is_share, "confidence", "a number from 0 to 1, or left out", self.confidence)
+        require(is_share, "confidence", "a number from 0 to 1, or left out", self.confidence)
         is_object = self.made_from is None or isinstance(self.made_from, dict)
-        _require(is_object, "made_from", "an object, or left out", self.made_from)
+        require(is_object, "made_from", "an object, or left out", self.made_from)
 
     def paths(self, stem: str) -> list[Path]:
         """Files of a stem, empty for silence."""
@@ -103,9 +104,10 @@ def _is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _require(fits: bool, name: str, what: str, value) -> None:
+def require(fits: bool, name: str, allowed: str, value) -> None:
+    """Raise ValueError unless a value fits, saying what is allowed and what was given."""
     if not fits:
-        raise ValueError(f"`{name}` must be {what}, got {value!r}.")
+        raise ValueError(f"`{name}` must be {allowed}, got {value!r}.")
 
 
 def canonical_stem(name: str) -> str | None:
@@ -189,6 +191,14 @@ def _song_of(line: bytes, folder: Path) -> Song:
     return Song(**values, folder=folder)
 
 
+def append_line(path: Path, line: str):
+    """Add a line to a file; it is on the disk when this returns."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 class ManifestWriter:
     """Appends songs to a manifest, one whole line at a time, so that a killed run can go on where it stopped.
 
@@ -215,10 +225,7 @@ class ManifestWriter:
             raise ValueError(f"The manifest {self.path} already has a song {song.id!r}.")
         song.stems = {stem: [self._relative(path) for path in paths] for stem, paths in song.stems.items()}
         song.mixture = self._relative(song.mixture) if song.mixture else None
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(song.to_json() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path, song.to_json())
         self.made_from[song.id] = song.made_from
 
     def _relative(self, path: str | os.PathLike) -> str:

@@ -5,6 +5,7 @@ The data set has to be requested by its user (zenodo.org/records/3338373); nothi
 
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import av
@@ -13,10 +14,9 @@ import numpy as np
 from processing_mss import write_audio
 
 from .audio_files import probe_audio
-from .manifest import ManifestWriter, Song
+from .manifest import STEMS, ManifestWriter, Song
 from .preparing import PrepareReport, made_from, prepare_songs
 
-STEMS = ("vocals", "drums", "bass", "other")
 STEM_STREAMS = {"mixture": 0, "drums": 1, "bass": 2, "other": 3, "vocals": 4}  # of a .stem.mp4
 LICENCE = "MUSDB18: educational use only, see its page"
 
@@ -53,19 +53,13 @@ def prepare_musdb18(input_dir: str | os.PathLike, output_dir: str | os.PathLike)
     for part in ("train", "test"):
         for path in sorted((input_dir / part).glob("*")):
             name = path.name.removesuffix(".stem.mp4")
-            split = "validation" if part == "train" and name in VALIDATION_SONGS else part
+            song_id, split = f"{part}/{name}", "validation" if part == "train" and name in VALIDATION_SONGS else part
             if path.is_dir() and (path / "mixture.wav").exists():
-                wanted[f"{part}/{name}"] = made_from(sorted(path.glob("*.wav")))
-                jobs.append((f"{part}/{name}", lambda p=path, n=f"{part}/{name}", s=split: _from_wavs(p, n, s)))
+                wanted[song_id] = made_from(sorted(path.glob("*.wav")))
+                jobs.append((song_id, partial(_from_wavs, path, song_id, split)))
             elif path.name.endswith(".stem.mp4"):
-                target = output_dir / part / name
-                wanted[f"{part}/{name}"] = made_from([path])
-                jobs.append(
-                    (
-                        f"{part}/{name}",
-                        lambda p=path, t=target, n=f"{part}/{name}", s=split: _from_stem_file(p, t, n, s),
-                    )
-                )
+                wanted[song_id] = made_from([path])
+                jobs.append((song_id, partial(_from_stem_file, path, output_dir / song_id, song_id, split)))
     if not jobs:
         raise ValueError(
             f"No songs in {input_dir}: expected train/ and test/ with <song>/mixture.wav or <song>.stem.mp4."

@@ -11,11 +11,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
-
-from .audio_files import read_mono
+from .audio_files import add_up, read_mono
 from .manifest import ManifestError, ManifestWriter, Song, read_manifest
-from .preparing import PrepareReport, copied_from, prepare_songs
+from .preparing import PrepareReport, copied_from, copy_of, prepare_songs
 
 SAMPLING_RATE = 48000
 KBPS = (6.0, 256.0)  # a channel, as libsndfile maps its compression level from 1 to 0
@@ -53,23 +51,12 @@ def _copy(song: Song, output_dir: Path, kbps: float, max_seconds: float | None) 
         files = [read_mono(path, SAMPLING_RATE, song.sampling_rate) for path in song.paths(stem)]
         if not files:
             continue
-        length = max(len(file) for file in files)
-        whole = sum(torch.nn.functional.pad(file, (0, length - len(file))) for file in files)
-        piece = whole[start : start + round(duration * SAMPLING_RATE)].clamp(-1, 1)
+        middle = add_up(files)[start : start + round(duration * SAMPLING_RATE)].clamp(-1, 1)
         path = folder / f"{stem}.opus"
         level = (KBPS[1] - kbps) / (KBPS[1] - KBPS[0])
-        soundfile.write(path, piece.numpy(), SAMPLING_RATE, format="OGG", subtype="OPUS", compression_level=level)
+        soundfile.write(path, middle.numpy(), SAMPLING_RATE, format="OGG", subtype="OPUS", compression_level=level)
         stems[stem] = [str(path)]
-    return Song(
-        id=song.id,
-        split=song.split,
-        stems=stems,
-        duration=duration,
-        sampling_rate=SAMPLING_RATE,
-        source=song.source,
-        licence=song.licence,
-        confidence=song.confidence,
-    )
+    return copy_of(song, stems, duration, SAMPLING_RATE)
 
 
 def main(arguments: list[str] | None = None) -> int:

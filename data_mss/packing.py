@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from .audio_files import PACKED_SUFFIX, read_mono, write_packed
-from .manifest import ManifestWriter, Song, read_manifest, stems_of
-from .preparing import PrepareReport, copied_from, prepare_songs
+from .audio_files import PACKED_SUFFIX, add_up, read_mono, write_packed
+from .manifest import STEMS, ManifestWriter, Song, read_manifest, stems_of
+from .preparing import PrepareReport, copied_from, copy_of, prepare_songs
 
 PEAK = 32767 / 32768  # the largest sample that int16 holds
 
@@ -18,7 +18,7 @@ def prepare_packed(
     manifests: Iterable[str | os.PathLike],
     output_dir: str | os.PathLike,
     sampling_rate: int = 48000,
-    stems: Iterable[str] = ("vocals", "drums", "bass", "other"),
+    stems: Iterable[str] = STEMS,
 ) -> PrepareReport:
     """Write `output_dir/<song>/<stem>.npy`, mono int16, and `output_dir/manifest.jsonl`.
 
@@ -55,23 +55,14 @@ def _pack(song: Song, folder: Path, sampling_rate: int, stems: list[str]) -> Son
         packed_name = "+".join(stems_of(name, stems))
         for path in song.paths(name) if packed_name else []:
             files.setdefault(packed_name, []).append(read_mono(path, sampling_rate, song.sampling_rate))
-    waveforms = {}
-    for name, parts in files.items():
-        length = max(len(part) for part in parts)
-        waveforms[name] = sum(torch.nn.functional.pad(part, (0, length - len(part))) for part in parts)
-    if not waveforms:
+    if not files:
         raise ValueError(f"it has none of the stems {stems}, only {list(song.stems)}.")
+    waveforms = {name: add_up(parts) for name, parts in files.items()}
     factor = min(1.0, PEAK / max(1e-8, *(waveform.abs().max().item() for waveform in waveforms.values())))
+    written = {}
     for stem, waveform in waveforms.items():
         packed = (waveform * factor * 32768).round().clamp(-32768, 32767)
-        write_packed(folder / f"{stem}{PACKED_SUFFIX}", packed.to(torch.int16).numpy())
-    return Song(
-        id=song.id,
-        split=song.split,
-        stems={stem: [str(folder / f"{stem}{PACKED_SUFFIX}")] for stem in waveforms},
-        duration=max(len(waveform) for waveform in waveforms.values()) / sampling_rate,
-        sampling_rate=sampling_rate,
-        source=song.source,
-        licence=song.licence,
-        confidence=song.confidence,
-    )
+        path = folder / f"{stem}{PACKED_SUFFIX}"
+        write_packed(path, packed.to(torch.int16).numpy())
+        written[stem] = [str(path)]
+    return copy_of(song, written, max(map(len, waveforms.values())) / sampling_rate, sampling_rate)

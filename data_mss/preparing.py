@@ -51,6 +51,13 @@ def copied_from(song: Song, **settings) -> dict:
     return made_from(files, parts={stem: len(paths) for stem, paths in song.stems.items()}, **taken_over, **settings)
 
 
+def copy_of(song: Song, stems: dict[str, list[str]], duration: float, sampling_rate: int) -> Song:
+    """The entry of a copy of a song: other files, the same song."""
+    return Song(
+        song.id, song.split, stems, duration, sampling_rate, song.source, song.licence, confidence=song.confidence
+    )
+
+
 def check_made_from(place: Path, there: Mapping[str, dict | None], wanted: Mapping[str, dict]) -> None:
     """Raise ValueError for a song of `wanted` that `place` has, but made from something else, or in another way."""
     for name in filter(there.__contains__, wanted):

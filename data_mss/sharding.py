@@ -1,4 +1,4 @@
-"""Work shared by several processes and machines, and a list of what is finished that outlives a kill."""
+"""Work shared by several processes and machines."""
 
 import json
 import os
@@ -34,33 +34,10 @@ def accelerate_state():
     return PartialState(cpu=use_cpu or not torch.accelerator.is_available())
 
 
-class FinishedList:
-    """Names of finished work, one JSON line each, a file per shard. Those of all shards in the folder count.
-
-    A last line that was cut off by a kill is dropped.
-
-    Args:
-        path: this shard's file, e.g. "progress/finished-00000-of-00004.jsonl"; its folder is made.
-    """
-
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
-        files = sorted(self.path.parent.glob("finished-*.jsonl"))
-        self.made_from = {record["name"]: record.get("made_from") for file in files for record in whole_records(file)}
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.made_from
-
-    def add(self, name: str, num_segments: int, made_from: dict):
-        record = {"name": name, "num_segments": num_segments, "made_from": made_from}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self.made_from[name] = made_from
+def default_device() -> torch.device:
+    """The device of this process as Accelerate assigns it, or CUDA if there is one."""
+    state = accelerate_state()
+    return state.device if state else torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def whole_records(path: Path) -> list[dict]:

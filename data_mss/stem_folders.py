@@ -1,21 +1,16 @@
 """Folders of stems, one folder a song -> manifest."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 from processing_mss import AUDIO_SUFFIXES
 
 from .audio_files import probe_audio
-from .manifest import SPLITS, ManifestWriter, Song, canonical_stem
+from .manifest import SPLITS, ManifestWriter, Song, canonical_stem, require
 from .preparing import PrepareReport, made_from, prepare_songs
 
-SPLIT_FOLDERS = {
-    "train": "train",
-    "valid": "validation",
-    "validation": "validation",
-    "val": "validation",
-    "test": "test",
-}
+SPLIT_FOLDERS = {**{split: split for split in SPLITS}, "valid": "validation", "val": "validation"}
 
 
 def prepare_stem_folders(
@@ -40,8 +35,7 @@ def prepare_stem_folders(
         ValueError: no song folder, an unknown split, or a manifest that was made from others or otherwise.
     """
     input_dir = Path(input_dir)
-    if split not in SPLITS:
-        raise ValueError(f"`split` must be one of {list(SPLITS)}, got {split!r}.")
+    require(split in SPLITS, "split", f"one of {list(SPLITS)}", split)
     folders = sorted({path.parent for path in input_dir.rglob("*") if _role(path)})
     if not folders:
         raise ValueError(f"No stems below {input_dir}: expected <song>/vocals.wav, drums.wav, bass.wav, other.wav.")
@@ -50,7 +44,7 @@ def prepare_stem_folders(
         song_id = folder.relative_to(input_dir).as_posix() if folder != input_dir else folder.resolve().name
         song_split = SPLIT_FOLDERS.get(song_id.split("/")[0].lower(), split) if "/" in song_id else split
         song_split = "validation" if folder.name in validation_songs else song_split
-        jobs.append((song_id, lambda f=folder, i=song_id, s=song_split: _from_folder(f, i, s, source, licence)))
+        jobs.append((song_id, partial(_from_folder, folder, song_id, song_split, source, licence)))
         files = sorted(path for path in folder.iterdir() if _role(path))
         wanted[song_id] = made_from(files, split=song_split, source=source, licence=licence)
     return prepare_songs(ManifestWriter(Path(output_dir) / "manifest.jsonl"), jobs, "stems", wanted)

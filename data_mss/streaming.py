@@ -20,7 +20,8 @@ from torch.utils.data import IterableDataset
 
 from processing_mss import read_audio, resample
 
-from .manifest import Song, known_stems, stem_paths
+from .audio_files import add_up
+from .manifest import STEMS, Song, known_stems, stem_paths
 
 
 def song_rows(songs: Iterable[Song], stems: Iterable[str]) -> Iterator[dict]:
@@ -50,9 +51,7 @@ def _summed(paths: list) -> bytes:
         return b""
     files = [read_audio(path) for path in paths]
     rate = files[0][1]
-    mono = [resample(torch.from_numpy(waveform).mean(dim=0), file_rate, rate) for waveform, file_rate in files]
-    length = max(len(waveform) for waveform in mono)
-    total = sum(torch.nn.functional.pad(waveform, (0, length - len(waveform))) for waveform in mono)
+    total = add_up([resample(torch.from_numpy(waveform).mean(dim=0), own, rate) for waveform, own in files])
     buffer = io.BytesIO()
     soundfile.write(buffer, total.numpy(), rate, format="FLAC", subtype="PCM_24")
     return buffer.getvalue()
@@ -73,7 +72,7 @@ class StreamingStemDataset(IterableDataset):
     def __init__(
         self,
         rows,
-        stems: Iterable[str] = ("vocals", "drums", "bass", "other"),
+        stems: Iterable[str] = STEMS,
         crop_s: float = 4.0,
         sampling_rate: int = 48000,
         crops_per_song: int = 8,

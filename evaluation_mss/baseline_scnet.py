@@ -17,15 +17,15 @@ from pathlib import Path
 
 import torch
 
-from data_mss.chunked_separation import separate_in_chunks, separate_with_channels
-from data_mss.teacher_bs_roformer import fit_weights, read_weights, read_yaml_with_tuples
+from data_mss.labelling.bs_roformer import fit_weights, read_weights, read_yaml_with_tuples
+from data_mss.labelling.chunks import separate_in_chunks, separate_with_channels
 
 PLACES = ("scnet/SCNet.py", "models/scnet/scnet.py")  # of the network in a clone
 AUTHORS_CHUNK_S = 20  # of the authors' inference, with half of it overlapping; MSST's YAML says its own
 
 
 class SCNetTeacher:
-    """An SCNet with the interface of a teacher (`data_mss.teachers.Teacher`).
+    """An SCNet with the interface of a teacher (`data_mss.labelling.teachers.Teacher`).
 
     Songs are cut and scaled as in the inference of the repository that the YAML is from, but without the random shift
     of the authors' (a song done again gives the same stems) and without half precision; the last chunk of a longer song

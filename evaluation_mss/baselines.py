@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from data_mss.teachers import Teacher, default_device, load_teacher
+from data_mss.labelling import Teacher, load_teacher
+from data_mss.sharding import default_device
 from processing_mss import resample
 
 from .baseline_scnet import SCNetTeacher
@@ -25,7 +26,7 @@ class TeacherSystem:
     """A teacher as a system: songs are brought to its rate and back, its stems to our names.
 
     Args:
-        teacher: see `data_mss.teachers`.
+        teacher: see `data_mss.labelling.teachers`.
         identity: of its weights and package.
     """
 

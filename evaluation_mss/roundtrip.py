@@ -5,7 +5,7 @@ import functools
 import torch
 from transformers import AutoConfig
 
-from data_mss.teachers import default_device
+from data_mss.sharding import default_device
 from modeling_mss import HCodecConfig, HCodecModel
 from processing_mss import resample
 from processing_mss.processing_mss import SILENT_RMS

@@ -14,7 +14,7 @@ import torch
 
 import modeling_mss  # also registers the model with transformers
 from data_mss.manifest import canonical_stem
-from data_mss.teachers import default_device
+from data_mss.sharding import default_device
 from processing_mss import AUDIO_SUFFIXES, SeparationOptions, read_audio, resample
 
 from .songs import EvaluationSong, file_name

@@ -22,7 +22,7 @@ ENVIRONMENT = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH
 def fork_server() -> ForkServerContext:
     """For `Process` and executors; the server runs until the tests end."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.launching", "train_accelerate", "data_mss.render", "matplotlib.figure"])
+    context.set_forkserver_preload(["tests.launching", "train_accelerate", "data_mss.rendering", "matplotlib.figure"])
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)

@@ -25,7 +25,7 @@ needs_rendering = [
 
 
 def make_config(**changes):
-    from data_mss.render_recipe import RenderConfig
+    from data_mss.rendering.recipe import RenderConfig
 
     values = {"soundfonts": (SOUNDFONT,), "seed": 3, "min_seconds": 6.0, "max_seconds": 7.0, **changes}
     return RenderConfig(**values)

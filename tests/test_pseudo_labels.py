@@ -16,12 +16,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_mss.chunked_separation import separate_in_chunks, separate_with_channels
-from data_mss.label_folder import confidence
+from data_mss.labelling.chunks import separate_in_chunks, separate_with_channels
+from data_mss.labelling.label_folder import confidence
+from data_mss.labelling.pseudo_labels import prepare_pseudo_labels, songs_below
+from data_mss.labelling.teachers import HTDemucsTeacher, load_teacher
 from data_mss.manifest import read_manifest
-from data_mss.pseudo_labels import find_songs, prepare_pseudo_labels
 from data_mss.sharding import shard_of_this_process
-from data_mss.teachers import HTDemucsTeacher, load_teacher
 from processing_mss import read_audio, write_audio
 from processing_mss.resampling_mss import resample
 from tests.launching import fork_server
@@ -164,7 +164,7 @@ inference: {{num_overlap: {num_overlap}, batch_size: 2}}
 
 def bs_roformer_files(folder: Path, num_stems: int = 4, target: str = "null", num_overlap: int = 2) -> dict[str, str]:
     """A tiny network as it would be published: no `.branch` in the names, no value residuals."""
-    from data_mss.teacher_bs_roformer import build_bs_roformer, read_msst_config
+    from data_mss.labelling.bs_roformer import build_bs_roformer, read_msst_config
 
     config, checkpoint = folder / "tiny.yaml", folder / "tiny.ckpt"
     config.write_text(BS_ROFORMER_YAML.format(num_stems=num_stems, target=target, num_overlap=num_overlap))
@@ -433,9 +433,9 @@ def test_wrong_settings_are_refused_before_any_work(songs_dir, tmp_path):
     with pytest.raises(ValueError, match="different folders"):
         prepare_pseudo_labels(songs_dir, songs_dir, HalvesTeacher())
     with pytest.raises(ValueError, match="No songs"):
-        find_songs(tmp_path / "nowhere", tmp_path / "out")
-    assert find_songs(tmp_path, tmp_path / "songs" / "c")[-1] == "songs/東京.wav"
-    assert not any("e.wav" in name for name in find_songs(tmp_path, tmp_path / "songs" / "c"))
+        songs_below(tmp_path / "nowhere", tmp_path / "out")
+    assert songs_below(tmp_path, tmp_path / "songs" / "c")[-1] == "songs/東京.wav"
+    assert not any("e.wav" in name for name in songs_below(tmp_path, tmp_path / "songs" / "c"))
 
 
 def test_spleeter_labels_a_real_song(song_path, tmp_path):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_mss import render
 from data_mss.manifest import read_manifest
+from data_mss.rendering import corpus as rendering
 from processing_mss import read_audio, write_audio
 from processing_mss.resampling_mss import resample
 from tests.launching import fork_server
@@ -28,7 +28,7 @@ def speech_dir(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def song(speech_dir):
     """A composed song with sung vocals (one take), drums, bass and others."""
-    from data_mss.render_song import render_song
+    from data_mss.rendering.song import render_song
 
     return render_song(solo_config(speech_dir), 0)
 
@@ -38,17 +38,15 @@ def corpus(tmp_path_factory, speech_dir):
     """Two rendered songs on disk, made by two processes."""
     folder = tmp_path_factory.mktemp("corpus")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(render, "get_context", lambda method: {"spawn": fork_server()}[method])
+        patch.setattr(rendering, "get_context", lambda method: {"spawn": fork_server()}[method])
         report = prepare(folder, speech_dir, num_workers=2)
     assert report.written == 2 and not report.failures
     return folder
 
 
 def prepare(folder: Path, speech_dir: str, num_workers: int = 1):
-    return render.prepare_render(
-        folder, 12 / 3600, [SOUNDFONT], speech_dir=speech_dir, seed=5, min_seconds=6, max_seconds=6.5,
-        num_workers=num_workers, licence="a licence",
-    )  # fmt: skip
+    config = make_config(speech_dir=speech_dir, seed=5, min_seconds=6, max_seconds=6.5)
+    return rendering.prepare_render(folder, 12 / 3600, config, num_workers, licence="a licence")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -79,7 +77,7 @@ def test_stems_are_where_they_belong(song):
 
 
 def test_vocals_follow_the_melody_within_a_quarter_tone(song):
-    from data_mss.render_singing import load_world
+    from data_mss.rendering.singing import load_world
 
     stems, recipe = song
     assert recipe.vocals.kind == "sung" and len(recipe.vocals.takes) == 1
@@ -111,9 +109,9 @@ def test_vocals_follow_the_melody_within_a_quarter_tone(song):
 
 
 def test_synthetic_basses_are_low_and_make_room_for_the_kick(speech_dir):
-    from data_mss.render_score import Note
-    from data_mss.render_song import render_song
-    from data_mss.render_synthesizer import BassSynth, ducking_gain, play_bass_synth
+    from data_mss.rendering.instruments import BassSynth, ducking_gain, play_bass_synth
+    from data_mss.rendering.score import Note
+    from data_mss.rendering.song import render_song
 
     stems, recipe = render_song(make_config(synthesizer_share=1.0, instrumental_share=1.0), 1)
     (bass,) = [part for part in recipe.parts if part.stem == "bass"]
@@ -132,7 +130,7 @@ def test_synthetic_basses_are_low_and_make_room_for_the_kick(speech_dir):
 
 
 def test_the_seed_decides_and_no_song_depends_on_another(song, speech_dir):
-    from data_mss.render_song import render_song
+    from data_mss.rendering.song import render_song
 
     stems, recipe = song
     config = solo_config(speech_dir)
@@ -168,8 +166,8 @@ def test_a_killed_run_goes_on_and_finished_songs_stay(corpus, speech_dir, tmp_pa
             raise KeyboardInterrupt
         return render_song(config, index)
 
-    render_song = render.render_song
-    monkeypatch.setattr(render, "render_song", killed_in_the_second)
+    render_song = rendering.render_song
+    monkeypatch.setattr(rendering, "render_song", killed_in_the_second)
     with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path, speech_dir)
     monkeypatch.undo()
@@ -184,21 +182,19 @@ def test_a_killed_run_goes_on_and_finished_songs_stay(corpus, speech_dir, tmp_pa
     assert (tmp_path / "render_5_000000" / "mixture.flac").stat().st_mtime_ns == first
     assert (tmp_path / "render_5_000001" / "mixture.flac").stat().st_mtime_ns == second
     with pytest.raises(ValueError, match=r"has 'render_5_000000', made with {.*6.5}, not with {.*7.0}: choose"):
-        render.prepare_render(
-            tmp_path, 0.001, [SOUNDFONT], speech_dir=speech_dir, seed=5, min_seconds=6, max_seconds=7.0
-        )
+        rendering.prepare_render(tmp_path, 0.001, make_config(speech_dir=speech_dir, seed=5))
 
 
 def test_another_process_renders_the_same_files(corpus, speech_dir, tmp_path):
     config = make_config(speech_dir=speech_dir, seed=5, min_seconds=6, max_seconds=6.5)
-    song = render.make_song(config, tmp_path, "a licence", 0)
+    song = rendering.make_song(config, tmp_path, "a licence", 0)
     assert contents(tmp_path / song.id) == contents(corpus / song.id)
 
 
 def test_arrangements_from_a_midi_file(tmp_path):
     import mido
 
-    from data_mss.render_song import render_song
+    from data_mss.rendering.song import render_song
 
     midi = mido.MidiFile(ticks_per_beat=480)
     tracks = ((9, 0, [36, 42, 38, 42]), (1, 33, [36, 36, 43, 36]), (2, 65, [69, 72, 74, 76]), (3, 0, [60, 64, 67, 72]))
@@ -237,8 +233,8 @@ def make_kit(folder: Path, names: tuple[str, ...]) -> str:
 
 def play_hits(folder: str, hits: list[tuple[float, int, int]], seconds: float) -> np.ndarray:
     """(time, key, velocity) played by a kit."""
-    from data_mss.render_samples import choose_pieces, load_kit, play_drums
-    from data_mss.render_score import Note
+    from data_mss.rendering.samples import choose_pieces, load_kit, play_drums
+    from data_mss.rendering.score import Note
 
     rng = np.random.default_rng(0)
     notes = [Note(start, start + 0.1, key, velocity) for start, key, velocity in hits]
@@ -280,7 +276,7 @@ def test_left_and_right_take_turns_and_a_closed_hat_ends_an_open_one(tmp_path):
 
 
 def test_a_kit_of_hydrogen_says_what_its_files_are(tmp_path):
-    from data_mss.render_samples import load_kit
+    from data_mss.rendering.samples import load_kit
 
     folder = make_kit(tmp_path / "kit", ("beats_1", "beats_2", "kick_unused"))
     parts = "".join(
@@ -295,8 +291,8 @@ def test_a_kit_of_hydrogen_says_what_its_files_are(tmp_path):
 
 
 def test_a_sampled_bass_is_in_tune_an_octave_below_its_names(tmp_path):
-    from data_mss.render_samples import load_bass, measure_pitch, play_bass
-    from data_mss.render_score import Note
+    from data_mss.rendering.samples import load_bass, measure_pitch, play_bass
+    from data_mss.rendering.score import Note
 
     time = np.arange(96000) / 48000
     # Named C3 and G3 where C2 and G2 sound, G2 30 cents too high; the loud recording of each is three times as loud.
@@ -345,8 +341,8 @@ def make_grooves(folder: Path) -> str:
 
 
 def test_people_drum_in_time_with_the_song_where_it_has_drums(tmp_path):
-    from data_mss.render_grooves import load_grooves, play_groove
-    from data_mss.render_score import Arrangement, Note, Part
+    from data_mss.rendering.grooves import load_grooves, play_groove
+    from data_mss.rendering.score import Arrangement, Note, Part
 
     grooves = load_grooves(make_grooves(tmp_path / "groove"))
     bar = 4 * 60 / 110
@@ -379,11 +375,12 @@ def test_a_song_is_credited_to_what_is_heard_in_it(tmp_path):
         "synthesizer": "none",
     }
     (tmp_path / "credits.yaml").write_text(json.dumps(lines), encoding="utf-8")
-    options = {
-        "drums_dirs": [kit], "grooves_dir": make_grooves(tmp_path / "groove"), "synthetic_vocals": False,
-        "min_seconds": 6, "max_seconds": 6.5, "credits": tmp_path / "credits.yaml",
-    }  # fmt: skip
-    render.prepare_render(tmp_path / "out", 12 / 3600, [SOUNDFONT], **options)
+    config = make_config(
+        drums_dirs=(kit,), grooves_dir=make_grooves(tmp_path / "groove"), synthetic_vocals=False, seed=0,
+        max_seconds=6.5,
+    )  # fmt: skip
+    credits = tmp_path / "credits.yaml"
+    rendering.prepare_render(tmp_path / "out", 12 / 3600, config, credits=credits)
     songs = read_manifest(tmp_path / "out" / "manifest.jsonl")
     heard = set()
     for song in songs:
@@ -396,13 +393,13 @@ def test_a_song_is_credited_to_what_is_heard_in_it(tmp_path):
 
     (tmp_path / "credits.yaml").write_text(json.dumps({"Kit": "a kit, CC0"}), encoding="utf-8")
     with pytest.raises(ValueError, match=r"no credit for .*groove.*Add a line"):
-        render.prepare_render(tmp_path / "none", 0.01, [SOUNDFONT], **options)
+        rendering.prepare_render(tmp_path / "none", 0.01, config, credits=credits)
     with pytest.raises(ValueError, match="leave out `licence`"):
-        render.prepare_render(tmp_path / "none", 0.01, [SOUNDFONT], licence="MIT", **options)
+        rendering.prepare_render(tmp_path / "none", 0.01, config, licence="MIT", credits=credits)
 
 
 def test_credits_are_there_for_all_that_the_documents_name(shared_dir):
-    from data_mss.render_credits import read_credits
+    from data_mss.rendering.credits import read_credits
 
     data = shared_dir / "data"
     config = make_config(
@@ -416,7 +413,7 @@ def test_credits_are_there_for_all_that_the_documents_name(shared_dir):
 
 
 def test_real_vocals_and_one_shots_are_used(tmp_path):
-    from data_mss.render_song import render_song
+    from data_mss.rendering.song import render_song
 
     time = np.arange(48000 * 4) / 48000
     phrase = 0.3 * np.sin(2 * np.pi * 330 * time) * (np.sin(2 * np.pi * 0.5 * time) > 0)
@@ -439,7 +436,7 @@ def test_real_vocals_and_one_shots_are_used(tmp_path):
 
 
 def test_composed_songs_have_singable_melodies_and_every_metre():
-    from data_mss.render_composition import compose
+    from data_mss.rendering.composition import compose
 
     metres = set()
     for number in range(30):
@@ -453,32 +450,32 @@ def test_composed_songs_have_singable_melodies_and_every_metre():
 
 def test_what_is_missing_is_said(tmp_path):
     with pytest.raises(ValueError, match="no soundfont"):
-        render.prepare_render(tmp_path, 0.01, ["nowhere.sf2"])
+        make_config(soundfonts=("nowhere.sf2",))
     with pytest.raises(ValueError, match="at least one soundfont"):
-        render.prepare_render(tmp_path, 0.01, [])
+        make_config(soundfonts=())
     with pytest.raises(ValueError, match="`midi_dir` must be a folder"):
         make_config(midi_dir=str(tmp_path / "missing"))
     with pytest.raises(ValueError, match="no MIDI files"):
-        render.prepare_render(tmp_path, 0.01, [SOUNDFONT], midi_dir=str(tmp_path))
+        rendering.prepare_render(tmp_path, 0.01, make_config(midi_dir=str(tmp_path)))
     with pytest.raises(ValueError, match="a kick and a snare"):
-        render.prepare_render(tmp_path, 0.01, [SOUNDFONT], drums_dirs=[str(tmp_path)])
+        rendering.prepare_render(tmp_path, 0.01, make_config(drums_dirs=(str(tmp_path),)))
     with pytest.raises(ValueError, match="no bass samples"):
-        render.prepare_render(tmp_path, 0.01, [SOUNDFONT], bass_dirs=[str(tmp_path)])
+        rendering.prepare_render(tmp_path, 0.01, make_config(bass_dirs=(str(tmp_path),)))
     with pytest.raises(ValueError, match=r"no info\.csv"):
-        render.prepare_render(tmp_path, 0.01, [SOUNDFONT], grooves_dir=str(tmp_path))
+        rendering.prepare_render(tmp_path, 0.01, make_config(grooves_dir=str(tmp_path)))
     with pytest.raises(ValueError, match="no vocals"):
-        render.prepare_render(tmp_path, 0.01, [SOUNDFONT], vocals_dir=str(tmp_path))
+        rendering.prepare_render(tmp_path, 0.01, make_config(vocals_dir=str(tmp_path)))
     with pytest.raises(ValueError, match="positive"):
-        render.prepare_render(tmp_path, 0, [SOUNDFONT])
+        rendering.prepare_render(tmp_path, 0, make_config())
 
 
 def test_splits_come_by_position():
-    from data_mss.render_recipe import files_of_split, split_of
+    from data_mss.rendering.recipe import files_of_split, split_of
 
     splits = [split_of(index) for index in range(200)]
     assert (splits.count("train"), splits.count("validation"), splits.count("test")) == (180, 10, 10)
     paths = [Path(str(number)) for number in range(20)]
     used = [set(files_of_split(paths, split)) for split in ("train", "validation", "test")]
     assert not used[0] & used[1] and not used[0] & used[2] and all(used)
-    config = render.RenderConfig(soundfonts=(SOUNDFONT,), split="test")
+    config = rendering.RenderConfig(soundfonts=(SOUNDFONT,), split="test")
     assert {config.split_of(index) for index in range(20)} == {"test"} and config.files_for(paths, 0) == paths

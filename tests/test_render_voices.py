@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from data_mss import render
+from data_mss.rendering import corpus as rendering
 from processing_mss import read_audio, write_audio
 from processing_mss.resampling_mss import resample
-from tests.rendering import SOUNDFONT, make_config, needs_rendering, solo_config, spoken
+from tests.rendering import make_config, needs_rendering, solo_config, spoken
 
 pytestmark = needs_rendering
 
@@ -34,8 +34,8 @@ WOMAN = {"woman_aa_A3": 57, "woman_aa_C#4": 61, "woman_aa_F4": 65, "woman_aa_A4"
 
 
 def test_a_choir_sings_in_tune_on_the_chords_and_says_whose_voices_they_are(tmp_path):
-    from data_mss.render_recipe import Sung, random_numbers
-    from data_mss.render_song import arrange, make_vocals, render_song
+    from data_mss.rendering.recipe import Sung, random_numbers
+    from data_mss.rendering.song import arrange, make_vocals, render_song
 
     # Pitch is heard, whatever octave a name says; a file without a pitch in its name is nobody's.
     folder = vowels(tmp_path / "vowels", {**WOMAN, "man_oo_C4": 48, "man_oo_F4": 53, "man_oo_A4": 57, "whistle": 80})
@@ -61,7 +61,7 @@ def test_a_choir_sings_in_tune_on_the_chords_and_says_whose_voices_they_are(tmp_
 def test_a_sung_vowel_lasts_without_clicks_at_any_pitch(tmp_path):
     from scipy import signal
 
-    from data_mss.render_choir import load_singers, measure_pitch, sing_note
+    from data_mss.rendering.choir import load_singers, measure_pitch, sing_note
 
     folder = vowels(tmp_path, WOMAN)
     write_audio(folder / "woman_aa_C5.wav", 0.1 * np.random.default_rng(0).standard_normal((1, 48000)), 48000)
@@ -82,7 +82,7 @@ def test_a_sung_vowel_lasts_without_clicks_at_any_pitch(tmp_path):
 
 
 def test_real_vowels_are_heard_at_the_pitch_of_their_names(shared_dir):
-    from data_mss.render_choir import load_singers
+    from data_mss.rendering.choir import load_singers
 
     folder = shared_dir / "data" / "berklee_voices_ccby3"
     if not folder.is_dir():
@@ -98,8 +98,8 @@ def test_real_vowels_are_heard_at_the_pitch_of_their_names(shared_dir):
 
 
 def test_backing_vocals_stand_behind_the_lead_and_shift_none_of_its_draws(tmp_path):
-    from data_mss.render_recipe import random_numbers
-    from data_mss.render_song import arrange, make_vocals
+    from data_mss.rendering.recipe import random_numbers
+    from data_mss.rendering.song import arrange, make_vocals
 
     folder = str(vowels(tmp_path / "vowels", WOMAN))
     config = solo_config(str(spoken(tmp_path / "speech" / "speech.wav").parent))
@@ -121,8 +121,8 @@ def test_backing_vocals_stand_behind_the_lead_and_shift_none_of_its_draws(tmp_pa
 def test_speech_of_48_khz_keeps_its_band_and_gets_air_where_it_ends(tmp_path):
     from scipy import signal
 
-    from data_mss.render_singing import analyse
-    from data_mss.render_voices import Speech
+    from data_mss.rendering.singing import analyse
+    from data_mss.rendering.voices import Speech
 
     low, _ = read_audio(spoken(tmp_path / "speech.wav"))
     dull = resample(
@@ -148,9 +148,9 @@ def test_speech_of_48_khz_keeps_its_band_and_gets_air_where_it_ends(tmp_path):
 def test_dull_voices_are_brightened_as_those_of_songs_are(tmp_path):
     from scipy import signal
 
-    from data_mss.render_score import Note
-    from data_mss.render_singing import SingingStyle, analyse, sing_melody
-    from data_mss.render_voices import Speech
+    from data_mss.rendering.score import Note
+    from data_mss.rendering.singing import SingingStyle, analyse, sing_melody
+    from data_mss.rendering.voices import Speech
 
     speech, rate = read_audio(spoken(tmp_path / "speech.wav"))
     speech = signal.lfilter([1, -0.6], 1, speech[0, : 3 * 24000].astype(np.float64))
@@ -167,7 +167,7 @@ def test_dull_voices_are_brightened_as_those_of_songs_are(tmp_path):
 
 
 def test_short_recordings_are_joined_with_others_of_the_same_speaker(tmp_path):
-    from data_mss.render_voices import read_speech
+    from data_mss.rendering.voices import read_speech
 
     for speaker, level in (("anna", 0.1), ("berta", 0.5)):
         for number in range(4):
@@ -179,8 +179,8 @@ def test_short_recordings_are_joined_with_others_of_the_same_speaker(tmp_path):
 
 
 def test_low_melodies_are_sung_by_men_and_high_ones_by_women():
-    from data_mss.render_score import Note
-    from data_mss.render_song import draw_style
+    from data_mss.rendering.score import Note
+    from data_mss.rendering.song import draw_style
 
     melodies = [[Note(0.0, 1.0, pitch, 90)] for pitch in (50, 68)]
     for speech, ranges in ((200.0, ((0.78, 0.9), (0.95, 1.12))), (100.0, ((0.92, 1.05), (1.1, 1.25)))):
@@ -191,4 +191,4 @@ def test_low_melodies_are_sung_by_men_and_high_ones_by_women():
 
 def test_a_choir_of_too_few_vowels_is_refused(tmp_path):
     with pytest.raises(ValueError, match="A choir needs"):
-        render.prepare_render(tmp_path, 0.01, [SOUNDFONT], choir_dir=str(vowels(tmp_path / "few", {"aa_A3": 57})))
+        rendering.prepare_render(tmp_path, 0.01, make_config(choir_dir=str(vowels(tmp_path / "few", {"aa_A3": 57}))))

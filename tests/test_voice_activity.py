@@ -9,7 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_mss.voice_activity import Segment, drop_short, energy_segments, find_segments, merge_segments, silero_segments
+from data_mss.labelling.voice_activity import (
+    Segment,
+    drop_short,
+    energy_segments,
+    find_segments,
+    merge_segments,
+    silero_segments,
+)
 
 spans = st.lists(st.tuples(st.floats(0, 100), st.floats(0.01, 20)).map(lambda span: Segment(span[0], sum(span))))
 

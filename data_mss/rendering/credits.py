@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from .render_recipe import Played, RenderConfig, Sung
+from .recipe import Played, RenderConfig, Sung
 
 COMPOSED = "composed"  # source of an arrangement that is nobody's
 

@@ -1,13 +1,14 @@
 """What a rendered corpus is made of, and what was decided about each of its songs."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from .render_production import Room
-from .render_synthesizer import BassSynth
+from ..manifest import require
+from .instruments import BassSynth
+from .production import Channel, Room
 
 T = TypeVar("T")
 # Each has its own random numbers; new ones come last, so that the others' stay.
@@ -69,19 +70,18 @@ class RenderConfig:
     def __post_init__(self):
         if not self.soundfonts:
             raise ValueError("Rendering needs at least one soundfont (see docs/rendering.md for how to install two).")
+        for path in self.soundfonts:
+            if not Path(path).is_file():
+                raise ValueError(f"There is no soundfont {path}.")
         if not 0 < self.min_seconds <= self.max_seconds:
             raise ValueError(f"Need 0 < min_seconds <= max_seconds, got {self.min_seconds} and {self.max_seconds}.")
-        for name in ("midi_dir", "vocals_dir", "speech_dir", "grooves_dir", "choir_dir"):
-            folder = getattr(self, name)
-            if folder is not None and not Path(folder).is_dir():
-                raise ValueError(f"`{name}` must be a folder, got {folder}.")
-        for name in ("drums_dirs", "bass_dirs"):
-            for folder in getattr(self, name):
-                if not Path(folder).is_dir():
-                    raise ValueError(f"`{name}` must be folders, got {folder}.")
-        for name in (item.name for item in fields(self) if item.name.endswith("_share")):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must be in 0-1, got {getattr(self, name)}.")
+        for name, value in vars(self).items():
+            if name.endswith("_dir"):
+                require(value is None or Path(value).is_dir(), name, "a folder", value)
+            elif name.endswith("_dirs"):
+                require(all(Path(folder).is_dir() for folder in value), name, "folders", value)
+            elif name.endswith("_share"):
+                require(0 <= value <= 1, name, "in 0-1", value)
 
     def split_of(self, index: int) -> str:
         """Split of a song."""
@@ -91,21 +91,6 @@ class RenderConfig:
         """Files that a song may use: they are divided among the splits as songs are, but where `split` says that all
         songs are of one, all files are for it."""
         return paths if self.split else files_of_split(paths, split_of(index))
-
-
-@dataclass
-class Channel:
-    """Production of one part: position -1 to 1, stereo width 0-1, tone in dB at `TONE_BANDS`, saturation, compression
-    (ratio 1: none), echo in seconds (0: none), share sent to the room, level in dB."""
-
-    position: float
-    width: float
-    tone_db: list[float]
-    drive: float
-    ratio: float
-    echo_seconds: float
-    send: float
-    level_db: float
 
 
 @dataclass

@@ -15,12 +15,12 @@ from scipy import fft, ndimage, signal
 
 from processing_mss import read_audio, resample
 
-from .render_credits import source_name
-from .render_instruments import SAMPLING_RATE
-from .render_recipe import Choir, RenderConfig, Sung
-from .render_score import Arrangement, Note
-from .render_singing import harmonize, load_world
-from .render_voices import fades, find_audio
+from .credits import source_name
+from .production import active_rms
+from .recipe import Choir, RenderConfig, Sung
+from .score import SAMPLING_RATE, Arrangement, Note, harmonize
+from .singing import load_world
+from .voices import fades, find_audio
 
 PITCH_NAME = re.compile(r"[_ -]?[A-Ga-g][#b]?-?\d$")
 MIN_RECORDINGS = 3  # of a singer; fewer would have to be bent too far
@@ -293,7 +293,7 @@ def add_choir(
     if alone:
         vocals, sung.kind = 0.1 * waveform, "choir"
     else:
-        vocals = vocals + np.float32(active_rms(vocals) * 10 ** (gain_db / 20)) * waveform
+        vocals = vocals + np.float32(float(active_rms(vocals)) * 10 ** (gain_db / 20)) * waveform
     files = sorted({singer.nearest(note.pitch).file for singer, line in zip(singers, lines) for note in line})
     sung.choir = Choir(
         folder=source_name(config.choir_dir),
@@ -305,8 +305,3 @@ def add_choir(
         notes=[[[*note[:3]] for note in line] for line in lines],
     )
     return vocals, sung
-
-
-def active_rms(waveform: np.ndarray) -> float:
-    """Root mean square of the samples within 40 dB of the peak."""
-    return float(np.sqrt(np.mean(waveform[np.abs(waveform) > 0.01 * np.abs(waveform).max()] ** 2)))

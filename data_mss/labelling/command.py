@@ -11,7 +11,7 @@ import torch
 from processing_mss import read_audio, write_audio
 from processing_mss.resampling_mss import resample
 
-from .manifest import canonical_stem
+from ..manifest import canonical_stem
 
 # What a separator may add or lose at the end (padding of its last chunk, a codec's delay).
 MAX_LENGTH_DIFFERENCE_S = 0.1
@@ -30,13 +30,13 @@ class CommandTeacher:
             are found by their names (`canonical_stem`); several of the same stem (guitar and piano) are summed, names
             that mean no stem are left out.
         stems: those that it has to write.
-        sampling_rate: of the file that it gets, in hertz (Hz). Its own files may have any rate.
     """
 
     name = "command"
     settings: dict[str, str] = {}
+    sampling_rate = 44100  # of the file that it gets; its own files may have any rate
 
-    def __init__(self, command: str, stems: list[str], sampling_rate: int = 44100):
+    def __init__(self, command: str, stems: list[str]):
         self._arguments = shlex.split(command)
         for place in ("{input}", "{output}"):
             if not any(place in argument for argument in self._arguments):
@@ -47,7 +47,6 @@ class CommandTeacher:
         if unknown or not stems:
             raise ValueError(f"Stems of a command must be such as vocals, drums, bass, other; got {stems}.")
         self.stems = list(dict.fromkeys(canonical_stem(stem) for stem in stems))
-        self.sampling_rate = sampling_rate
 
     def separate(self, waveform: torch.Tensor) -> dict[str, torch.Tensor]:
         with tempfile.TemporaryDirectory(prefix="mss-teacher-") as folder:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .render_score import Arrangement, Note, Part
+from .score import Arrangement, Note, Part
 
 COLUMNS = ("style", "bpm", "beat_type", "time_signature", "midi_filename", "split")  # of info.csv, that are used
 # The dataset's drum set (Roland TD-11) has keys for the edges and rims of its pads; here they are General MIDI's.

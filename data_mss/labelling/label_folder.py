@@ -1,6 +1,7 @@
 """The output of pseudo-labelling on disk: a folder a song, lines of a manifest, and the list of finished songs."""
 
 import json
+import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,9 +10,9 @@ import torch
 
 from processing_mss import write_audio
 
-from .manifest import ManifestWriter, Song
-from .preparing import check_made_from
-from .sharding import FinishedList, whole_records
+from ..manifest import ManifestWriter, Song, append_line
+from ..preparing import check_made_from
+from ..sharding import whole_records
 from .voice_activity import Segment
 
 # Written into a song's folder before that gets its name; all that manifest lines are made of.
@@ -52,6 +53,32 @@ def confidence(mixture: torch.Tensor, stems: torch.Tensor) -> float:
     if energy == 0:
         return 0.0
     return max(0.0, 1 - float((mixture - stems.sum(dim=0)).square().sum() / energy))
+
+
+class FinishedList:
+    """Names of finished work, one JSON line each, a file per shard. Those of all shards in the folder count.
+
+    A last line that was cut off by a kill is dropped.
+
+    Args:
+        path: this shard's file, e.g. "progress/finished-00000-of-00004.jsonl"; its folder is made.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
+        files = sorted(self.path.parent.glob("finished-*.jsonl"))
+        self.made_from = {record["name"]: record.get("made_from") for file in files for record in whole_records(file)}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.made_from
+
+    def add(self, name: str, num_segments: int, made_from: dict):
+        record = {"name": name, "num_segments": num_segments, "made_from": made_from}
+        append_line(self.path, json.dumps(record, ensure_ascii=False))
+        self.made_from[name] = made_from
 
 
 class LabelFolder:

@@ -1,14 +1,20 @@
-"""Production: panning, tone, saturation, compression, echo, reverberation, loudness; `(2, T)` float32 at 48 kHz."""
+"""Production: the effects of each part (panning, tone, saturation, compression, echo), one room, and the master.
+
+Waveforms are `(2, T)` float32 at 48 kHz.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage, signal
 
-from .render_instruments import SAMPLING_RATE
+from ..manifest import STEMS
+from .score import SAMPLING_RATE
 
 TONE_BANDS = (60, 200, 800, 3000, 8000)  # hertz (Hz), where `equalize` sets gains
-BLOCK = 240  # samples (5 ms) that a compressor measures at once
+FRAME = 240  # samples (5 ms) that a compressor measures at once
+PEAK = 0.98  # of the loudest of the mixture and the stems
+FADE = 0.3  # seconds at the end
 
 
 @dataclass
@@ -18,6 +24,21 @@ class Room:
     decay: float
     predelay: float
     brightness: float
+
+
+@dataclass
+class Channel:
+    """Production of one part: position -1 to 1, stereo width 0-1, tone in dB at `TONE_BANDS`, saturation, compression
+    (ratio 1: none), echo in seconds (0: none), share sent to the room, level in dB."""
+
+    position: float
+    width: float
+    tone_db: list[float]
+    drive: float
+    ratio: float
+    echo_seconds: float
+    send: float
+    level_db: float
 
 
 def pan(waveform: np.ndarray, position: float, width: float) -> np.ndarray:
@@ -47,22 +68,22 @@ def saturate(waveform: np.ndarray, drive: float) -> np.ndarray:
 def compression_gain(waveform: np.ndarray, threshold_db: float, ratio: float, release: float) -> np.ndarray:
     """Gain of a compressor, `(T,)` float32 of at most 1, to be multiplied onto one waveform or onto all stems alike.
 
-    Levels are measured block-wise (5 ms); gain falls within two blocks and comes back over `release` seconds.
+    Levels are measured frame by frame (5 ms); gain falls within two frames and comes back over `release` seconds.
 
     Args:
-        threshold_db: relative to the loudest block, so that the effect does not depend on the level.
+        threshold_db: relative to the loudest frame, so that the effect does not depend on the level.
         ratio: of input to output changes above the threshold.
     """
     length = waveform.shape[1]
-    padded = np.pad(waveform, ((0, 0), (0, -length % BLOCK)))
-    levels = 10 * np.log10(np.mean(padded.reshape(2, -1, BLOCK) ** 2, axis=(0, 2)) + 1e-10)
+    padded = np.pad(waveform, ((0, 0), (0, -length % FRAME)))
+    levels = 10 * np.log10(np.mean(padded.reshape(2, -1, FRAME) ** 2, axis=(0, 2)) + 1e-10)
     over = np.maximum(levels - (levels.max() + threshold_db), 0) * (1 - 1 / ratio)
-    # Hold the reduction over the neighbouring blocks, then let it go exponentially: attack looks ahead, release trails.
+    # Hold the reduction over the neighbouring frames, then let it go exponentially: attack looks ahead, release trails.
     held = ndimage.maximum_filter1d(over, 5)
-    keep = np.exp(-BLOCK / (release * SAMPLING_RATE))
+    keep = np.exp(-FRAME / (release * SAMPLING_RATE))
     trailing = signal.lfilter([1 - keep], [1, -keep], held)
     reduction = np.maximum(ndimage.uniform_filter1d(held, 3), trailing)
-    centres = np.arange(len(reduction)) * BLOCK + BLOCK / 2
+    centres = np.arange(len(reduction)) * FRAME + FRAME / 2
     return (10 ** (-np.interp(np.arange(length), centres, reduction) / 20)).astype(np.float32)
 
 
@@ -131,3 +152,81 @@ def loudness(waveform: np.ndarray) -> float:
         return float("-inf")
     relative = -0.691 + 10 * np.log10(loud.mean()) - 10
     return float(-0.691 + 10 * np.log10(blocks[levels > max(relative, -70)].mean()))
+
+
+def active_rms(waveform: np.ndarray) -> np.float32:
+    """Root mean square of the samples within 40 dB of the peak; 1 for silence."""
+    active = waveform[np.abs(waveform) > 0.01 * np.abs(waveform).max()]
+    return np.sqrt(np.mean(active**2)) if active.size else np.float32(1)
+
+
+def draw_channel(stem: str, name: str, tempo: float, rng: np.random.Generator) -> Channel:
+    """Production that suits a stem: bass and vocals in the middle, bass dark and dry, drums compressed."""
+    central = stem in ("vocals", "drums", "bass")
+    tone = rng.normal(0, 3, len(TONE_BANDS))
+    if stem == "bass":
+        tone = np.array([*rng.uniform(0, 3, 2), *-rng.uniform(0, 6, 3)])
+    elif stem in ("vocals", "other"):
+        tone[0] = -abs(tone[0]) - 6  # a high-pass, as every mix has it
+    level = {"pad": -6, "comping": -2, "arpeggio": -5, "riff": -2, "solo": 1, "lead": 1}.get(name, 0)
+    has_echo = stem not in ("bass", "drums") and rng.random() < 0.2
+    return Channel(
+        position=float(rng.normal(0, 0.05)) if central else float(rng.uniform(-0.8, 0.8)),
+        width=float(rng.uniform(0, 0.3)) if stem == "bass" else float(rng.uniform(0.4, 1)),
+        tone_db=np.clip(tone, -15, 9).round(2).tolist(),
+        drive=float(rng.choice([0, 0, rng.uniform(0.3, 1)] if stem == "bass" else [0, 0, 0, rng.uniform(0.3, 2.5)])),
+        ratio=float(rng.uniform(2, 6)) if central and rng.random() < 0.8 else 1.0,
+        echo_seconds=60 / max(tempo, 40) * float(rng.choice([0.5, 0.75, 1])) if has_echo else 0.0,
+        send=0.0 if stem == "bass" else float(rng.choice([0, rng.uniform(0.03, 0.15), rng.uniform(0.1, 0.4)])),
+        level_db=level + float(rng.uniform(-3, 3)),
+    )
+
+
+def produce(waveform: np.ndarray, channel: Channel) -> np.ndarray:
+    """A part after its channel: all parts come out equally loud but for the channel's level."""
+    waveform = equalize(waveform, channel.tone_db)
+    waveform = saturate(waveform, channel.drive)
+    if channel.ratio > 1:
+        waveform = waveform * compression_gain(waveform, -12, channel.ratio, 0.15)
+    if channel.echo_seconds > 0:
+        waveform = echo(waveform, channel.echo_seconds, 0.4, 0.35)
+    gain = 10 ** (channel.level_db / 20) * 0.1 / active_rms(waveform)
+    return pan(waveform * gain, channel.position, channel.width)
+
+
+def mix_stems(
+    tracks: list[tuple[str, np.ndarray, Channel]], length: int, response: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Tracks added up to stems, each stem with its own share of the room."""
+    stems = {stem: np.zeros((2, length), dtype=np.float32) for stem in STEMS}
+    sends = {}
+    for stem, waveform, channel in tracks:
+        stems[stem] += waveform
+        if channel.send > 0:
+            sends[stem] = sends.get(stem, 0) + channel.send * waveform
+    for stem, send in sends.items():
+        stems[stem] += reverberate(send, response)
+    return stems
+
+
+def master(stems: dict[str, np.ndarray], levels: dict[str, float], bus_ratio: float, target: float):
+    """Balance the stems by loudness (LUFS), compress and fade them with one common gain, and scale them together, in
+    place: the mixture reaches the target loudness unless a peak would pass `PEAK`."""
+    for stem, waveform in stems.items():
+        measured = loudness(waveform)
+        if np.isfinite(measured):
+            waveform *= 10 ** ((levels[stem] - measured) / 20)
+    mixture = sum(stems.values())
+    gain = compression_gain(mixture, -9, bus_ratio, 0.2)
+    fade = min(round(FADE * SAMPLING_RATE), len(gain))
+    gain[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
+    mixture *= gain
+    for waveform in stems.values():
+        waveform *= gain
+    peak = max(np.abs(waveform).max() for waveform in (mixture, *stems.values()))
+    measured = loudness(mixture)
+    scale = PEAK / max(peak, 1e-9)
+    if np.isfinite(measured):
+        scale = min(scale, 10 ** ((target - measured) / 20))
+    for waveform in stems.values():
+        waveform *= np.float32(scale)

@@ -1,18 +1,10 @@
-"""A seeded corpus of rendered songs with true stems: `mss-lm prepare render`.
-
-render_recipe.py (what is decided)  ->  render_song.py (one song)  ->  this file (the corpus)
-render_song.py uses: render_score.py, render_patterns.py, render_composition.py (notes), render_grooves.py (drumming of
-people), render_instruments.py (soundfonts), render_samples.py (drum kits, basses), render_synthesizer.py (basses),
-render_voices.py, render_singing.py, render_choir.py (vocals), render_production.py (effects, loudness),
-render_credits.py (licences)
-"""
+"""A seeded corpus of rendered songs with true stems: `mss-lm prepare render`."""
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
-from dataclasses import fields
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,16 +14,16 @@ import torch
 
 from processing_mss import write_audio
 
-from .manifest import ManifestWriter, Song
-from .preparing import PrepareReport, made_from, prepare_songs
-from .render_choir import load_singers
-from .render_credits import read_credits
-from .render_grooves import load_grooves
-from .render_recipe import RenderConfig, song_seconds
-from .render_samples import load_bass, load_kit
-from .render_score import find_midi
-from .render_song import STEMS, render_song
-from .render_voices import find_audio
+from ..manifest import STEMS, ManifestWriter, Song
+from ..preparing import PrepareReport, made_from, prepare_songs
+from .choir import load_singers
+from .credits import read_credits
+from .grooves import load_grooves
+from .midi import find_midi
+from .recipe import RenderConfig, song_seconds
+from .samples import load_bass, load_kit
+from .song import render_song
+from .voices import find_audio
 
 DEFAULT_LICENCE = "rendered; see soundfonts"
 
@@ -39,66 +31,33 @@ DEFAULT_LICENCE = "rendered; see soundfonts"
 def prepare_render(
     output_dir: str | os.PathLike,
     hours: float,
-    soundfonts: list[str],
-    midi_dir: str | None = None,
-    vocals_dir: str | None = None,
-    speech_dir: str | None = None,
-    drums_dirs: Sequence[str] = (),
-    bass_dirs: Sequence[str] = (),
-    grooves_dir: str | None = None,
-    choir_dir: str | None = None,
-    seed: int = 0,
+    config: RenderConfig,
     num_workers: int = 1,
     licence: str | None = None,
     credits: str | os.PathLike | None = None,
-    min_seconds: float = 30.0,
-    max_seconds: float = 90.0,
-    synthetic_vocals: bool = True,
-    split: str | None = None,
 ) -> PrepareReport:
     """Render songs until they last `hours` together, and write `output_dir/manifest.jsonl`.
 
     Song i depends only on the seed, on i and on the files given; with more hours later, songs are added. Finished songs
     stay as they are, a killed run goes on where it stopped. 90 % of the songs are for training, 5 % for validation and
-    5 % for testing, unless `split` says where all of them belong.
+    5 % for testing, unless `config.split` says where all of them belong.
 
     Args:
         output_dir: holds a folder a song (`mixture.flac`, a file for each stem that sounds, `recipe.json`).
-        soundfonts: SF2 or SF3 files.
-        midi_dir, vocals_dir, speech_dir, drums_dirs, bass_dirs, grooves_dir, choir_dir: see `RenderConfig`.
+        config: what songs are made of.
         num_workers: processes; each loads the soundfonts it uses.
         licence: of all songs; it should name the soundfonts' and the vocals' licences.
         credits: a YAML file with a line for everything given, by base name (see `read_credits`), instead of `licence`:
             each song's licence is then the lines of what is heard in it.
-        min_seconds, max_seconds: length of a song.
-        synthetic_vocals: make speech sing (from `speech_dir`, or by espeak-ng if it is installed).
 
     Raises:
-        ValueError: no soundfont, a folder that is missing or holds nothing of its kind, no positive duration, a licence
-            beside credits, something given without a credit, or songs that were rendered from others or otherwise.
+        ValueError: a folder that holds nothing of its kind, no positive duration, a licence beside credits, something
+            given without a credit, or songs that were rendered from others or otherwise.
     """
     if hours <= 0 or num_workers < 1:
         raise ValueError(f"Need positive `hours` and `num_workers`, got {hours} and {num_workers}.")
     if licence is not None and credits is not None:
         raise ValueError(f"Credits say each song's licence: leave out `licence`, got {licence!r}, or {credits}.")
-    for path in soundfonts:
-        if not Path(path).is_file():
-            raise ValueError(f"There is no soundfont {path}.")
-    config = RenderConfig(
-        soundfonts=tuple(os.fspath(path) for path in soundfonts),
-        midi_dir=midi_dir,
-        vocals_dir=vocals_dir,
-        speech_dir=speech_dir,
-        drums_dirs=tuple(os.fspath(path) for path in drums_dirs),
-        bass_dirs=tuple(os.fspath(path) for path in bass_dirs),
-        grooves_dir=grooves_dir,
-        choir_dir=choir_dir,
-        seed=seed,
-        min_seconds=min_seconds,
-        max_seconds=max_seconds,
-        synthetic_vocals=synthetic_vocals,
-        split=split,
-    )
     lines = read_credits(credits, config) if credits is not None else None
     check_folders(config)
     output_dir = Path(output_dir)
@@ -121,27 +80,24 @@ def prepare_render(
 def rendered_from(config: RenderConfig, licence: str | dict[str, str] | None) -> dict:
     """`made_from` of all songs: what is not the default."""
     default = RenderConfig(config.soundfonts)
-    given = {item.name: getattr(config, item.name) for item in fields(config)}
-    settings = {name: value for name, value in given.items() if value != getattr(default, name)}
+    settings = {name: value for name, value in vars(config).items() if value != getattr(default, name)}
     return made_from(config.soundfonts, licence=licence, **settings)
 
 
 def check_folders(config: RenderConfig):
     """Raise ValueError now if a folder has nothing of what it should hold, not in every song."""
-    for folder in config.drums_dirs:
-        load_kit(folder)
-    for folder in config.bass_dirs:
-        load_bass(folder)
-    if config.grooves_dir is not None:
-        load_grooves(config.grooves_dir)
-    if config.vocals_dir is not None:
-        find_audio(config.vocals_dir, vocals_only=True)
-    if config.speech_dir is not None:
-        find_audio(config.speech_dir, vocals_only=False)
-    if config.choir_dir is not None:
-        load_singers(config.choir_dir)
-    if config.midi_dir is not None:
-        find_midi(config.midi_dir)
+    for load, folders in (
+        (load_kit, config.drums_dirs),
+        (load_bass, config.bass_dirs),
+        (load_grooves, [config.grooves_dir]),
+        (partial(find_audio, vocals_only=True), [config.vocals_dir]),
+        (partial(find_audio, vocals_only=False), [config.speech_dir]),
+        (load_singers, [config.choir_dir]),
+        (find_midi, [config.midi_dir]),
+    ):
+        for folder in folders:
+            if folder is not None:
+                load(folder)
 
 
 def submit(

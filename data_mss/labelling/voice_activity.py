@@ -10,6 +10,9 @@ from processing_mss.resampling_mss import resample
 
 ACTIVITIES = ("silero", "energy", "all")
 SILERO_RATE = 16000
+# Levels as a criterion: frames do not overlap; loud is the 95th percentile of the mixture's.
+FRAME_S = 0.1
+BELOW_LOUD_DB, BELOW_MIXTURE_DB = 30.0, 20.0  # how far vocals may be below loud frames, and below the mixture's own
 
 
 @dataclass(frozen=True, order=True)
@@ -67,19 +70,18 @@ def drop_short(segments: Iterable[Segment], min_s: float = 2.0) -> list[Segment]
     return [segment for segment in segments if segment.duration >= min_s]
 
 
-def silero_segments(vocals: torch.Tensor, sampling_rate: int, threshold: float = 0.5) -> list[Segment]:
+def silero_segments(vocals: torch.Tensor, sampling_rate: int) -> list[Segment]:
     """Speech as Silero's network finds it, with the package's own smoothing (0.25 s at least, pauses of 0.1 s).
 
     Args:
         vocals: `(C, T)` at `sampling_rate` in hertz (Hz).
-        threshold: probability of speech.
 
     Raises:
         ImportError: silero-vad or onnxruntime is missing.
     """
     model, get_timestamps = _silero()
     mono = resample(vocals.mean(dim=0).cpu(), sampling_rate, SILERO_RATE)
-    found = get_timestamps(mono, model, threshold=threshold, sampling_rate=SILERO_RATE)
+    found = get_timestamps(mono, model, threshold=0.5, sampling_rate=SILERO_RATE)
     end = vocals.shape[-1] / sampling_rate
     return [Segment(span["start"] / SILERO_RATE, min(span["end"] / SILERO_RATE, end)) for span in found]
 
@@ -99,14 +101,7 @@ def _silero():
         torch.set_num_threads(num_threads)
 
 
-def energy_segments(
-    vocals: torch.Tensor,
-    mixture: torch.Tensor,
-    sampling_rate: int,
-    below_loud_db: float = 30.0,
-    below_mixture_db: float = 20.0,
-    frame_s: float = 0.1,
-) -> list[Segment]:
+def energy_segments(vocals: torch.Tensor, mixture: torch.Tensor, sampling_rate: int) -> list[Segment]:
     """Frames in which the vocals are neither far below the song's loud parts nor far below what else is to be heard.
 
     The first rule leaves out reverberation and noise, the second the leakage of a separator, which follows the other
@@ -114,18 +109,15 @@ def energy_segments(
 
     Args:
         vocals, mixture: `(C, T)` at `sampling_rate` in hertz (Hz).
-        below_loud_db: how far below the mixture's loud frames (their 95th percentile) vocals may be.
-        below_mixture_db: how far below the mixture in the same frame.
-        frame_s: length of a frame in seconds; frames do not overlap.
     """
     if vocals.shape != mixture.shape:
         raise ValueError(f"Vocals {tuple(vocals.shape)} and mixture {tuple(mixture.shape)} must have the same shape.")
-    frame = round(frame_s * sampling_rate)
+    frame = round(FRAME_S * sampling_rate)
     vocals_level, mixture_level = _frame_levels(vocals, frame), _frame_levels(mixture, frame)
     loud = torch.quantile(mixture_level, 0.95)
     if loud <= -90:  # a silent song: 16 bits end here
         return []
-    active = vocals_level >= torch.maximum(loud - below_loud_db, mixture_level - below_mixture_db)
+    active = vocals_level >= torch.maximum(loud - BELOW_LOUD_DB, mixture_level - BELOW_MIXTURE_DB)
     edges = torch.diff(active.int(), prepend=torch.zeros(1, dtype=torch.int), append=torch.zeros(1, dtype=torch.int))
     starts, ends = (edges == 1).nonzero()[:, 0].tolist(), (edges == -1).nonzero()[:, 0].tolist()
     seconds, end = frame / sampling_rate, vocals.shape[-1] / sampling_rate

@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 import yaml
 
-from .chunked_separation import separate_in_chunks, separate_with_channels
-
-STEMS = ("vocals", "drums", "bass", "other")
+from ..manifest import STEMS
+from .chunks import separate_in_chunks, separate_with_channels
 
 # Fields of MSST's YAML that the package lacks: those that do not change what a trained network computes, and those that
 # the package computes in one way only.

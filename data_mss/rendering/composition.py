@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .render_patterns import (
+from .patterns import (
     BASS_STYLES,
     CRASHES,
     DRUM_STYLES,
@@ -25,7 +25,7 @@ from .render_patterns import (
     phrase_rhythm,
     riff_bar,
 )
-from .render_score import DRUM_KITS, FAMILIES, VOICE_SPAN, Arrangement, Note, Part
+from .score import DRUM_KITS, FAMILIES, VOICE_SPAN, Arrangement, Note, Part
 
 KEYS = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
 SCALES = {

@@ -9,42 +9,20 @@ from typing import TypeVar
 
 import numpy as np
 
-from .render_choir import add_choir
-from .render_composition import compose
-from .render_credits import source_name, sources_heard
-from .render_grooves import load_grooves, play_groove
-from .render_instruments import SAMPLING_RATE, load_soundfont
-from .render_production import (
-    TONE_BANDS,
-    Room,
-    compression_gain,
-    echo,
-    equalize,
-    impulse_response,
-    loudness,
-    pan,
-    reverberate,
-    saturate,
-)
-from .render_recipe import (
-    Channel,
-    Played,
-    Recipe,
-    RenderConfig,
-    Sung,
-    random_numbers,
-    song_seconds,
-)
-from .render_samples import choose_pieces, load_bass, load_kit, play_bass, play_drums
-from .render_score import Arrangement, Note, Part, find_midi, read_arrangement
-from .render_singing import SingingStyle, analyse, harmonize, sing_melody
-from .render_synthesizer import BassSynth, draw_bass_synth, ducking_gain, play_bass_synth
-from .render_voices import find_audio, place_recorded, read_speech, speak
+from .choir import add_choir
+from .composition import compose
+from .credits import source_name, sources_heard
+from .grooves import load_grooves, play_groove
+from .instruments import BassSynth, draw_bass_synth, ducking_gain, load_soundfont, play_bass_synth
+from .midi import find_midi, read_arrangement
+from .production import Room, draw_channel, impulse_response, master, mix_stems, produce
+from .recipe import Played, Recipe, RenderConfig, Sung, random_numbers, song_seconds
+from .samples import choose_pieces, load_bass, load_kit, play_bass, play_drums
+from .score import SAMPLING_RATE, Arrangement, Note, Part, harmonize
+from .singing import FRAME, SingingStyle, analyse, sing_melody
+from .voices import find_audio, place_recorded, read_speech, runs, speak
 
 T = TypeVar("T")
-STEMS = ("vocals", "drums", "bass", "other")
-PEAK = 0.98  # of the loudest of the mixture and the stems
-FADE = 0.3  # seconds at the end
 SPEECH_SECONDS = 8.0  # that a singer is made of: some 30 syllables; at 48 kHz a second takes 0.15 s to analyse
 MAN_PITCH = 60  # MIDI pitch: melodies that lie below it are a man's
 MAN_SPEECH = 140  # hertz (Hz): lower speech is a man's
@@ -132,7 +110,8 @@ def make_lead(
         gain, side = float(rng.uniform(0.25, 0.6)), 0.8 * (-1) ** number
         output += gain * np.stack((take * (1 - max(side, 0)), take * (1 + min(side, 0))))
         takes.append({"interval": interval, "gain": gain, **asdict(second)})
-    return output, Sung("sung", voice.description, [[*note[:3]] for note in melody], spans(pitch > 0), takes)
+    voiced = [[round(start * FRAME, 3), round(end * FRAME, 3)] for start, end in runs(pitch > 0)]
+    return output, Sung("sung", voice.description, [[*note[:3]] for note in melody], voiced, takes)
 
 
 def formant_range(voice_pitch: float, melody: list[Note]) -> tuple[float, float]:
@@ -160,47 +139,6 @@ def draw_style(voice_pitch: float, melody: list[Note], rng: np.random.Generator)
     )
 
 
-def spans(active: np.ndarray, frame: float = 0.005) -> list[list[float]]:
-    """[start, end] in seconds of runs of True, frames of `frame` seconds."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([0], active.astype(int), [0]))))
-    return [[round(start * frame, 3), round(end * frame, 3)] for start, end in zip(edges[::2], edges[1::2])]
-
-
-def draw_channel(stem: str, name: str, tempo: float, rng: np.random.Generator) -> Channel:
-    """Production that suits a stem: bass and vocals in the middle, bass dark and dry, drums compressed."""
-    central = stem in ("vocals", "drums", "bass")
-    tone = rng.normal(0, 3, len(TONE_BANDS))
-    if stem == "bass":
-        tone = np.array([*rng.uniform(0, 3, 2), *-rng.uniform(0, 6, 3)])
-    elif stem in ("vocals", "other"):
-        tone[0] = -abs(tone[0]) - 6  # a high-pass, as every mix has it
-    level = {"pad": -6, "comping": -2, "arpeggio": -5, "riff": -2, "solo": 1, "lead": 1}.get(name, 0)
-    has_echo = stem != "bass" and stem != "drums" and rng.random() < 0.2
-    return Channel(
-        position=float(rng.normal(0, 0.05)) if central else float(rng.uniform(-0.8, 0.8)),
-        width=float(rng.uniform(0, 0.3)) if stem == "bass" else float(rng.uniform(0.4, 1)),
-        tone_db=np.clip(tone, -15, 9).round(2).tolist(),
-        drive=float(rng.choice([0, 0, rng.uniform(0.3, 1)] if stem == "bass" else [0, 0, 0, rng.uniform(0.3, 2.5)])),
-        ratio=float(rng.uniform(2, 6)) if central and rng.random() < 0.8 else 1.0,
-        echo_seconds=60 / max(tempo, 40) * float(rng.choice([0.5, 0.75, 1])) if has_echo else 0.0,
-        send=0.0 if stem == "bass" else float(rng.choice([0, rng.uniform(0.03, 0.15), rng.uniform(0.1, 0.4)])),
-        level_db=level + float(rng.uniform(-3, 3)),
-    )
-
-
-def produce(waveform: np.ndarray, channel: Channel) -> np.ndarray:
-    """A part after its channel: all parts come out equally loud but for the channel's level."""
-    waveform = equalize(waveform, channel.tone_db)
-    waveform = saturate(waveform, channel.drive)
-    if channel.ratio > 1:
-        waveform = waveform * compression_gain(waveform, -12, channel.ratio, 0.15)
-    if channel.echo_seconds > 0:
-        waveform = echo(waveform, channel.echo_seconds, 0.4, 0.35)
-    active = waveform[np.abs(waveform) > 0.01 * np.abs(waveform).max()]
-    rms = np.sqrt(np.mean(active**2)) if active.size else 1.0
-    return pan(waveform * (10 ** (channel.level_db / 20) * 0.1 / rms), channel.position, channel.width)
-
-
 def with_groove(config: RenderConfig, index: int, arrangement: Arrangement) -> tuple[list[Part], str]:
     """The song's parts, their drums played by a person if the song is one of those, and by which performance."""
     rng = random_numbers(config.seed, index, "groove")
@@ -211,20 +149,31 @@ def with_groove(config: RenderConfig, index: int, arrangement: Arrangement) -> t
     return list(arrangement.parts), ""
 
 
-def draw_samplers(config: RenderConfig, has_synth: bool, rng: np.random.Generator) -> dict[str, str]:
-    """Folders of samples that play the song's drums and bass, by stem; a stem that is not there has no such player."""
-    samplers = {}
-    if config.drums_dirs and rng.random() < config.sampled_drums_share:
-        samplers["drums"] = str(rng.choice(config.drums_dirs))
-    if config.bass_dirs and not has_synth and rng.random() < config.sampled_bass_share:
-        samplers["bass"] = str(rng.choice(config.bass_dirs))
-    return samplers
+def choose_players(
+    config: RenderConfig, index: int, parts: list[Part], rng: np.random.Generator, samples_rng: np.random.Generator
+) -> list[str | BassSynth]:
+    """What plays each part: a soundfont's file, a folder of samples, or a synthesizer.
+
+    Args:
+        rng: of soundfonts.
+        samples_rng: of folders of samples.
+    """
+    soundfonts = [str(rng.choice(config.soundfonts)) for _ in parts]
+    of_stem: dict[str, str | BassSynth] = {}
+    if config.drums_dirs and samples_rng.random() < config.sampled_drums_share:
+        of_stem["drums"] = str(samples_rng.choice(config.drums_dirs))
+    rng = random_numbers(config.seed, index, "synthesizer")
+    if rng.random() < config.synthesizer_share:
+        of_stem["bass"] = draw_bass_synth(rng)
+    elif config.bass_dirs and samples_rng.random() < config.sampled_bass_share:
+        of_stem["bass"] = str(samples_rng.choice(config.bass_dirs))
+    return [of_stem.get(part.stem, soundfont) for part, soundfont in zip(parts, soundfonts)]
 
 
-def play(part: Part, player: str, synth: BassSynth | None, duration: float, rng: np.random.Generator) -> np.ndarray:
-    """A part `(2, duration * 48000)` before production, by a synthesizer, a folder of samples, or a soundfont."""
-    if synth is not None:
-        return play_bass_synth(part.notes, synth, duration)
+def play(part: Part, player: str | BassSynth, duration: float, rng: np.random.Generator) -> np.ndarray:
+    """A part `(2, duration * 48000)` before production, by one of `choose_players`."""
+    if isinstance(player, BassSynth):
+        return play_bass_synth(part.notes, player, duration)
     if not Path(player).is_dir():
         return load_soundfont(player).play(part, duration)
     if part.is_drum:
@@ -241,41 +190,34 @@ def render_song(config: RenderConfig, index: int) -> tuple[dict[str, np.ndarray]
     arrangement = arrange(config, index)
     duration = arrangement.duration
     vocals, sung = make_vocals(config, index, arrangement, random_numbers(config.seed, index, "vocals"))
-
-    rng = random_numbers(config.seed, index, "instruments")
+    rng, samples_rng = (random_numbers(config.seed, index, topic) for topic in ("instruments", "samples"))
     parts, groove = with_groove(config, index, arrangement)
     # An instrument plays the melody where nobody sings it, and sometimes along with the singer.
     if arrangement.lead is not None and arrangement.lead.notes and (sung.kind != "sung" or rng.random() < 0.1):
         parts.append(arrangement.lead)
-    soundfonts = [str(rng.choice(config.soundfonts)) for _ in parts]
-
-    rng = random_numbers(config.seed, index, "synthesizer")
-    synth = draw_bass_synth(rng) if rng.random() < config.synthesizer_share else None
-
-    samples_rng = random_numbers(config.seed, index, "samples")
-    samplers = draw_samplers(config, synth is not None, samples_rng)
+    players = choose_players(config, index, parts, rng, samples_rng)
 
     rng = random_numbers(config.seed, index, "production")
     room = Room(float(rng.uniform(0.3, 3)), float(rng.uniform(0.005, 0.04)), float(rng.uniform(0, 1)))
+    kicks = [note for part in parts if part.is_drum for note in part.notes]
     tracks, played = [], []
-    for part, soundfont in zip(parts, soundfonts):
+    for part, player in zip(parts, players):
         channel = draw_channel(part.stem, part.name, arrangement.tempo, rng)
-        player, own_synth = samplers.get(part.stem, soundfont), synth if part.stem == "bass" else None
-        waveform = produce(play(part, player, own_synth, duration, samples_rng), channel)
-        if own_synth is not None:
-            kicks = [note for drums in parts if drums.is_drum for note in drums.notes]
-            waveform = waveform * ducking_gain(kicks, own_synth, waveform.shape[1])
+        waveform = produce(play(part, player, duration, samples_rng), channel)
+        synth = player if isinstance(player, BassSynth) else None
+        if synth is not None:
+            waveform = waveform * ducking_gain(kicks, synth, waveform.shape[1])
         tracks.append((part.stem, waveform, channel))
-        name = "synthesizer" if own_synth is not None else source_name(player)
+        name = source_name(player) if synth is None else "synthesizer"
         own_groove = groove if part.is_drum else ""
-        played.append(Played(part.name, part.stem, part.program, len(part.notes), name, channel, own_synth, own_groove))
+        played.append(Played(part.name, part.stem, part.program, len(part.notes), name, channel, synth, own_groove))
     if vocals is not None:
         sung.channel = draw_channel("vocals", "vocals", arrangement.tempo, rng)
         tracks.append(("vocals", produce(vocals, sung.channel), sung.channel))
 
     stems = mix_stems(tracks, round(duration * SAMPLING_RATE), impulse_response(room, rng))
-    levels = {"vocals": rng.normal(-16, 2), "drums": rng.normal(-18, 2.5), "bass": rng.normal(-20, 2.5)}
-    levels["other"] = rng.normal(-18.5, 2.5)
+    means = {"vocals": (-16, 2), "drums": (-18, 2.5), "bass": (-20, 2.5), "other": (-18.5, 2.5)}
+    levels = {stem: float(rng.normal(mean, deviation)) for stem, (mean, deviation) in means.items()}
     bus_ratio, target = float(rng.uniform(1, 3)), float(rng.uniform(-20, -10))
     master(stems, levels, bus_ratio, target)
     return stems, Recipe(
@@ -291,46 +233,8 @@ def render_song(config: RenderConfig, index: int) -> tuple[dict[str, np.ndarray]
         parts=played,
         vocals=sung,
         room=room,
-        levels_lufs={stem: float(level) for stem, level in levels.items()},
+        levels_lufs=levels,
         bus_ratio=bus_ratio,
         loudness_lufs=target,
         sources=sources_heard(config, arrangement.source, played, sung),
     )
-
-
-def mix_stems(
-    tracks: list[tuple[str, np.ndarray, Channel]], length: int, response: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Tracks added up to stems, each stem with its own share of the room."""
-    stems = {stem: np.zeros((2, length), dtype=np.float32) for stem in STEMS}
-    sends = {}
-    for stem, waveform, channel in tracks:
-        stems[stem] += waveform
-        if channel.send > 0:
-            sends[stem] = sends.get(stem, 0) + channel.send * waveform
-    for stem, send in sends.items():
-        stems[stem] += reverberate(send, response)
-    return stems
-
-
-def master(stems: dict[str, np.ndarray], levels: dict[str, float], bus_ratio: float, target: float):
-    """Balance the stems by loudness (LUFS), compress and fade them with one common gain, and scale them together, in
-    place: the mixture reaches the target loudness unless a peak would pass `PEAK`."""
-    for stem, waveform in stems.items():
-        measured = loudness(waveform)
-        if np.isfinite(measured):
-            waveform *= 10 ** ((levels[stem] - measured) / 20)
-    mixture = sum(stems.values())
-    gain = compression_gain(mixture, -9, bus_ratio, 0.2)
-    fade = min(round(FADE * SAMPLING_RATE), len(gain))
-    gain[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
-    mixture *= gain
-    for waveform in stems.values():
-        waveform *= gain
-    peak = max(np.abs(waveform).max() for waveform in (mixture, *stems.values()))
-    measured = loudness(mixture)
-    scale = PEAK / max(peak, 1e-9)
-    if np.isfinite(measured):
-        scale = min(scale, 10 ** ((target - measured) / 20))
-    for waveform in stems.values():
-        waveform *= np.float32(scale)

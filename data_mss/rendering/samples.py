@@ -18,8 +18,7 @@ from scipy import ndimage
 from processing_mss import AUDIO_SUFFIXES, read_audio
 from processing_mss.resampling_mss import resample
 
-from .render_instruments import SAMPLING_RATE
-from .render_score import Note
+from .score import GM_DRUMS, SAMPLING_RATE, Note
 
 # Drums by name, most telling word first; a sample that fits nothing is left out.
 DRUM_NAMES = {
@@ -34,18 +33,6 @@ DRUM_NAMES = {
     "ride": r"ride|cymbal_soft",
     "crash": r"crash|splash|china|cymbal",
     "percussion": r"perc|cowbell|shaker|tambourine|conga|bongo",
-}
-GM_DRUMS = {  # General MIDI keys; every other key is percussion
-    "kick": (35, 36),
-    "rim": (37,),
-    "snare": (38, 40),
-    "clap": (39,),
-    "hat": (42, 44),
-    "open_hat": (46,),
-    "tom": (41, 43, 45, 47, 48, 50),  # from the lowest
-    "ride": (51, 59),
-    "ride_bell": (53,),
-    "crash": (49, 52, 55, 57),
 }
 # What plays a kind that a kit lacks, in this order; percussion that it lacks is not played.
 RELATIVES = {

@@ -14,8 +14,8 @@ from scipy import ndimage
 
 from processing_mss import AUDIO_SUFFIXES, read_audio, resample
 
-from .manifest import canonical_stem
-from .render_instruments import SAMPLING_RATE
+from ..manifest import canonical_stem
+from .score import SAMPLING_RATE
 
 LANGUAGES = ("en-us", "en-gb", "de", "es", "fr-fr", "it", "pt-br", "pl", "sv", "nl", "fi", "ro", "tr", "cs", "hu")
 # Voices of espeak-ng that are pitched; whispers and robots are not.
@@ -117,25 +117,30 @@ def _read_stereo(path: Path) -> np.ndarray:
     return resample(torch.from_numpy(waveform), rate, SAMPLING_RATE).numpy()
 
 
-def find_phrases(waveform: np.ndarray, pause: float = 0.4) -> list[tuple[int, int]]:
-    """Where a vocal stem `(2, T)` is heard: (start, end) in samples, shorter pauses than `pause` seconds included.
+def find_phrases(waveform: np.ndarray) -> list[tuple[int, int]]:
+    """Where a vocal stem `(2, T)` is heard: (start, end) in samples, pauses of less than 0.4 s included.
 
     The threshold is 40 dB below the loudest tenth of a second; every phrase gets 50 ms before and 150 ms after.
     """
-    block = SAMPLING_RATE // 100
-    count = waveform.shape[1] // block
-    power = np.mean(waveform[:, : count * block].reshape(2, count, block) ** 2, axis=(0, 2))
+    frame = SAMPLING_RATE // 100
+    count = waveform.shape[1] // frame
+    power = np.mean(waveform[:, : count * frame].reshape(2, count, frame) ** 2, axis=(0, 2))
     power = ndimage.uniform_filter1d(power, 10) if count else power
     if not count or power.max() < 1e-8:
         return []
     active = power > power.max() * 1e-4
-    active = ndimage.binary_closing(np.pad(active, 50), np.ones(round(pause * 100)))[50:-50]
-    edges = np.flatnonzero(np.diff(np.concatenate(([0], active.astype(int), [0]))))
+    active = ndimage.binary_closing(np.pad(active, 50), np.ones(40))[50:-50]
     return [
-        (max(0, (start - 5) * block), min(waveform.shape[1], (end + 15) * block))
-        for start, end in zip(edges[::2], edges[1::2])
+        (max(0, (start - 5) * frame), min(waveform.shape[1], (end + 15) * frame))
+        for start, end in runs(active)
         if end - start >= 20
     ]
+
+
+def runs(active: np.ndarray) -> list[tuple[int, int]]:
+    """Where `(frames,)` bool is True: first frame of each run and the one after its last."""
+    edges = np.flatnonzero(np.diff(active.astype(int), prepend=0, append=0)).tolist()
+    return list(zip(edges[::2], edges[1::2]))
 
 
 def place_recorded(
@@ -162,9 +167,8 @@ def place_recorded(
             length = min(stop - start, limit - position)
             phrase = vocals[:, start : start + length] * fades(length)
             output[:, position : position + length] += phrase
-            placed.append(
-                {"at": position / SAMPLING_RATE, "from": start / SAMPLING_RATE, "seconds": length / SAMPLING_RATE}
-            )
+            at, came_from, seconds = (samples / SAMPLING_RATE for samples in (position, start, length))
+            placed.append({"at": at, "from": came_from, "seconds": seconds})
             following = spans[(number + 1) % len(spans)][0]
             # The singer's own pause before the next phrase, at most two seconds of it.
             position += length + int(np.clip(following - stop, 0, 2 * SAMPLING_RATE))

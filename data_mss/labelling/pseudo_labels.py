@@ -9,10 +9,10 @@ from tqdm import tqdm
 
 from processing_mss import AUDIO_SUFFIXES, read_audio, resample
 
+from ..manifest import SPLITS, canonical_stem, require
+from ..preparing import PrepareReport, made_from
+from ..sharding import shard_of_this_process
 from .label_folder import LabelFolder
-from .manifest import SPLITS, canonical_stem
-from .preparing import PrepareReport, made_from
-from .sharding import shard_of_this_process
 from .teachers import Teacher
 from .voice_activity import ACTIVITIES, find_segments
 
@@ -56,32 +56,27 @@ def prepare_pseudo_labels(
         ValueError: no song, settings that do not go together, or labels that were made from other songs or otherwise.
     """
     input_dir, output_dir = Path(input_dir), Path(output_dir)
-    if split not in SPLITS or activity not in ACTIVITIES:
-        raise ValueError(
-            f"`split` must be one of {list(SPLITS)}, `activity` of {list(ACTIVITIES)}; got {split!r} and {activity!r}."
-        )
-    if max_gap_s < 0 or min_segment_s <= 0:
-        raise ValueError(f"Need max_gap_s >= 0 and min_segment_s > 0, got {max_gap_s} and {min_segment_s}.")
+    require(split in SPLITS, "split", f"one of {list(SPLITS)}", split)
+    require(activity in ACTIVITIES, "activity", f"one of {list(ACTIVITIES)}", activity)
+    require(max_gap_s >= 0, "max_gap_s", "0 or more", max_gap_s)
+    require(min_segment_s > 0, "min_segment_s", "positive", min_segment_s)
     if activity != "all" and "vocals" not in map(canonical_stem, teacher.stems):
         raise ValueError(f"The activity {activity!r} needs vocals, the teacher has {teacher.stems}: take 'all'.")
-    songs = find_songs(input_dir, output_dir)
+    songs = songs_below(input_dir, output_dir)
     shard_index, num_shards = shard_of_this_process(shard_index, num_shards)
     shard = f"{shard_index:05d}-of-{num_shards:05d}"
     labels = LabelFolder(output_dir, shard, source=f"pseudo-label:{teacher.name}", split=split, licence=licence)
     settings = {"teacher": {"name": teacher.name, **teacher.settings}, "activity": activity, "split": split}
     settings |= {"max_gap_s": max_gap_s, "min_segment_s": min_segment_s, "licence": licence}
-    mine = songs[shard_index::num_shards]
-    wanted = {name: made_from([input_dir / name], **settings) for name in mine}
+    wanted = {name: made_from([input_dir / name], **settings) for name in songs[shard_index::num_shards]}
     labels.check(wanted)
 
     report = PrepareReport()
-    with tqdm(mine, desc=f"Pseudo-labels {shard}", unit="song", file=sys.stderr) as progress:
+    with tqdm(wanted, desc=f"Pseudo-labels {shard}", unit="song", file=sys.stderr) as progress:
         for name in progress:
-            if name in labels.finished:
-                report.kept += 1
-                continue
-            if labels.is_complete(name):  # killed after the song's folder was there, before the song was listed
-                labels.register(name, wanted[name], recover=True)
+            if name in labels.finished or labels.is_complete(name):
+                if name not in labels.finished:  # killed after the song's folder was there, before the song was listed
+                    labels.register(name, wanted[name], recover=True)
                 report.kept += 1
                 continue
             try:
@@ -100,7 +95,7 @@ def prepare_pseudo_labels(
     return report
 
 
-def find_songs(input_dir: Path, output_dir: Path) -> list[str]:
+def songs_below(input_dir: Path, output_dir: Path) -> list[str]:
     """Audio files below a folder as paths relative to it, sorted; those below `output_dir` are left out.
 
     Raises:

@@ -16,9 +16,8 @@ from scipy import ndimage, signal
 
 from processing_mss.resampling_mss import resample
 
-from .render_instruments import SAMPLING_RATE
-from .render_score import Note
-from .render_voices import Speech
+from .score import SAMPLING_RATE, Note
+from .voices import Speech, runs
 
 PITCH_RATE = 24000  # hertz (Hz) at which the speech's pitch is measured
 FRAME = 0.005  # seconds between frames of WORLD
@@ -292,8 +291,7 @@ def sing_melody(
     gains = (targets - means)[owner] + 2 * np.log(np.maximum(edges * sung, 1e-6))
 
     output = np.zeros(total, dtype=np.float32)
-    runs = np.flatnonzero(np.diff(np.concatenate(([0], ndimage.binary_dilation(sung, iterations=8), [0]))))
-    for begin, end in zip(runs[::2], runs[1::2]):
+    for begin, end in runs(ndimage.binary_dilation(sung, iterations=8)):
         # Silence is not synthesized: WORLD takes as long for it as for singing.
         span = slice(begin, end)
         phrase = synthesize(pitch[span], position[span], envelope, aperiodicity, gains[span])
@@ -326,10 +324,3 @@ def synthesize(
     noise = (aperiodicity[lower] * (1 - weight) + aperiodicity[upper] * weight).astype(np.float64)
     waveform = load_world().synthesize(pitch, envelope, noise, SAMPLING_RATE, frame_period=1000 * FRAME)
     return waveform.astype(np.float32)
-
-
-def harmonize(melody: list[Note], scale: tuple[int, ...], steps: int) -> list[Note]:
-    """The melody `steps` degrees of the scale higher (or lower, if negative)."""
-    ladder = [pitch for pitch in range(20, 108) if pitch % 12 in scale]
-    nearest = np.searchsorted(ladder, [note.pitch for note in melody])
-    return [note._replace(pitch=ladder[int(index) + steps]) for note, index in zip(melody, nearest)]
