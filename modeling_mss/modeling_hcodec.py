@@ -305,7 +305,7 @@ class HCodecModel(CheckedWeights, PreTrainedAudioTokenizerBase):
         elif isinstance(module, (HCodecEncoder, HCodecDecoder)):
             initialization.copy_(module.window, torch.hann_window(module.n_fft))
         elif isinstance(module, HCodecCodebook):
-            # Untrained codebooks differ from each other; `initialized` stays false, so training starts from data.
+            # Untrained codebooks differ from each other; `initialized` stays false, so training starts them from data.
             initialization.normal_(module.embed)
             for buffer in (module.initialized, module.cluster_size, module.embed_avg):
                 initialization.zeros_(buffer)
@@ -432,7 +432,7 @@ class HCodecModel(CheckedWeights, PreTrainedAudioTokenizerBase):
         num_codebooks: torch.Tensor | None = None,
         padding_mask: torch.Tensor | None = None,
     ) -> HCodecOutput:
-        """Encode, quantize (in training mode also updating the codebooks), decode and cut back to T samples.
+        """Encode, quantize, decode and cut back to T samples.
 
         Args:
             num_codebooks: `(B,)` int: clip b is decoded from the first `num_codebooks[b]` layers of both paths only

@@ -12,6 +12,7 @@ from transformers import HubertModel
 from modeling_mss import HCodecConfig, HCodecModel
 from modeling_mss.convert_hcodec import save_feature_extractor
 
+from .codebooks import CodebookTraining
 from .codec_losses import filter_mixture, ratio_mask_loss, spectral_losses
 from .configuration import OptimizerConfig, TrainingConfig
 from .discriminators import CodecDiscriminator, adversarial_loss, discriminator_loss, feature_matching_loss
@@ -47,6 +48,8 @@ class CodecStage(Stage):
         if init_from and hubert_path:
             raise ValueError(f"The codec {init_from} brings its own HuBERT: leave --hubert {hubert_path} out.")
         codec = _trained_codec(init_from) if init_from else _new_codec(self.config.model, hubert_path)
+        for quantizer in (codec.acoustic_quantizer, codec.semantic_quantizer):
+            CodebookTraining(quantizer, codec.config)
         if not self.config.losses.semantic:
             codec.semantic_decoder.requires_grad_(False)  # nothing else trains it; distributed training would wait
         self.players: dict[str, nn.Module] = {CODEC: codec}
