@@ -28,7 +28,7 @@ class MssEncoderConfig(PreTrainedConfig):
             Conformer paper; its statistics depend on both).
         dropout (`float`): after every module and inside the feed-forward modules.
         conv_channels (`list[int]`, *optional*): widths of a convolutional stem on the time x mel plane before the
-            Conformer (off in the paper): one residual block a width, the bands halved from one to the next. Multiples
+            Conformer (off in the paper): one residual layer a width, the bands halved from one to the next. Multiples
             of 4.
         num_masks (`int`): masks that the encoder gives, one a stem; set by `MssConfig.mask_head`.
     """
@@ -141,7 +141,7 @@ class MssConfig(CheckedConfig, PreTrainedConfig):
             the time whose code it predicts (sequential only). No gradient goes that way into the masks.
         token_share (`float`): a of `filtered` output, whose masks are mask^(1 - a) * share^a, normalised, where share
             is the power of the generated stem over that of all; for models with `mask_head`.
-        num_candidates (`int`): draws of every window that `filtered` output averages, unless a call of the pipeline
+        num_candidates (`int`): samples of every window that `filtered` output averages, unless a call of the pipeline
             says how many. `generate` gives one, or as many as it is asked for (`num_return_sequences`).
         outputs (`list[str]`, *optional*): what the checkpoint is good for, best first: "masked" (needs `mask_head`),
             "filtered", "generated". The first is the pipeline's default; others than these it refuses. If not given,

@@ -211,7 +211,7 @@ class GenerationDefaults:
     """How the exported separator decodes unless it is told otherwise; fields of transformers' GenerationConfig.
 
     Args:
-        do_sample: draw codes instead of taking the most likely ones; temperature, top_k and top_p limit the draws.
+        do_sample: sample codes instead of taking the most likely ones; temperature, top_k and top_p limit the samples.
     """
 
     do_sample: bool = False

@@ -25,7 +25,7 @@ from .throughput import training_flops
 PLAYER = "separator"
 FROZEN_CODEC = "codec."
 ENCODER = "encoder"
-NUM_DRAWS = 8  # decodings whose power is averaged in validation
+NUM_SAMPLES = 8  # decodings whose power is averaged in validation
 TABLES_OF_STEMS = {"track_embedding.weight", "encoder.mask_head.out.weight", "encoder.mask_head.out.bias"}
 
 
@@ -243,12 +243,12 @@ class SeparatorStage(Stage):
         A Wiener filter wants the power that is expected, and a model that has learned little chooses silence too often
         when greedy.
         """
-        sampling = {"do_sample": True, "top_p": 0.9, "num_return_sequences": NUM_DRAWS, "seed": 0}
+        sampling = {"do_sample": True, "top_p": 0.9, "num_return_sequences": NUM_SAMPLES, "seed": 0}
         output = self.model.generate(**inputs, **sampling, output_latents=True)
         latents = output.acoustic_latents.flatten(0, 1), output.semantic_latents.flatten(0, 1)
-        draws = self.model.codec.decode_latents(*latents).audio_values.unflatten(0, (len(mixture), NUM_DRAWS, -1))
+        samples = self.model.codec.decode_latents(*latents).audio_values.unflatten(0, (len(mixture), NUM_SAMPLES, -1))
         n_fft = fft_size(self.processor.sampling_rate)
-        masks = ratio_masks(power(stft(draws, n_fft)).mean(dim=1))
+        masks = ratio_masks(power(stft(samples, n_fft)).mean(dim=1))
         return istft(masks * stft(mixture, n_fft)[:, None], mixture.shape[-1])
 
     @property
@@ -260,8 +260,8 @@ class SeparatorStage(Stage):
     def tokens_per_crop(self) -> int:
         config = self.model.config
         prefix = self.code_frames * config.prefix_frames_per_code_frame // config.prefix_stride
-        num_blocks = len(config.stems) // config.num_lanes
-        return 1 + prefix + num_blocks * (2 * self.code_frames + 1)
+        num_segments = len(config.stems) // config.num_lanes
+        return 1 + prefix + num_segments * (2 * self.code_frames + 1)
 
     @cached_property
     def flops_per_crop(self) -> float:
