@@ -17,7 +17,7 @@ from .codec_losses import filter_mixture, ratio_mask_loss, spectral_losses
 from .configuration import OptimizerConfig, TrainingConfig
 from .discriminators import CodecDiscriminator, adversarial_loss, discriminator_loss, feature_matching_loss
 from .scores import si_sdr, usdr
-from .stage import Stage, StepLoss, unwrapped
+from .stage import Stage, StepLoss, samples_of, unwrapped
 
 CODEC, DISCRIMINATOR = "codec", "discriminator"
 PATHS = ("acoustic", "semantic")
@@ -192,15 +192,9 @@ class CodecStage(Stage):
         """Stems as the codec plays them (`generated`), and as a filter over the mixture (`filtered`)."""
         stems, mixture = batch["stems"], batch["mixture"]
         generated = self._decode(stems)
-        filtered = filter_mixture(generated, mixture)
-        estimates = {"generated": generated, "filtered": filtered}
+        estimates = {"generated": generated, "filtered": filter_mixture(generated, mixture)}
         scores = {f"si_sdr_{name}": si_sdr(estimate, stems).nanmean(dim=1) for name, estimate in estimates.items()}
-        samples = {"mixture": mixture[0]}
-        for index, stem in enumerate(self.training_config.stems):
-            samples[f"{stem}_reference"] = stems[0, index]
-            samples[f"{stem}_generated"] = generated[0, index]
-            samples[f"{stem}_filtered"] = filtered[0, index]
-        return scores, samples
+        return scores, samples_of(self.training_config.stems, mixture, reference=stems, **estimates)
 
     def export(self, directory: str | os.PathLike) -> None:
         """The whole codec, its HuBERT included, and its feature extractor."""

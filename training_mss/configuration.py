@@ -338,6 +338,7 @@ def _merge(base: dict, changes: dict) -> dict:
     return merged
 
 
+# Not OmegaConf or draccus: training runs where torch, transformers, accelerate and PyYAML are all there is.
 def build(kind: type, values: dict, place: str = ""):
     """A dataclass from a mapping; `place` is where it stands, for errors.
 

@@ -19,7 +19,7 @@ from .codec_losses import filter_mixture
 from .configuration import StageConfig, TrainingConfig
 from .run_state import load_learned_weights
 from .scores import si_sdr
-from .stage import Stage, StepLoss, unwrapped
+from .stage import Stage, StepLoss, samples_of, scores_by_stem, unwrapped
 from .throughput import training_flops
 
 PLAYER = "separator"
@@ -226,16 +226,9 @@ class SeparatorStage(Stage):
         }
         scores = {}
         for name, estimate in estimates.items():
-            ratios = si_sdr(estimate, references)  # (B, S)
-            scores[f"si_sdr_{name}"] = ratios.nanmean(dim=1)
-            for stem, ratio in zip(self.model.config.stems, ratios.unbind(dim=1)):
-                scores[f"si_sdr_{name}/{stem}"] = ratio
-        samples = {"mixture": mixture[0]}
-        for index, stem in enumerate(self.model.config.stems):
-            samples[f"{stem}_reference"] = references[0, index]
-            samples[f"{stem}_generated"] = generated[0, index]
-            samples[f"{stem}_expected"] = estimates["expected"][0, index]
-        return scores, samples
+            scores |= scores_by_stem(f"si_sdr_{name}", si_sdr(estimate, references), self.model.config.stems)
+        heard = {"reference": references, "generated": generated, "expected": estimates["expected"]}
+        return scores, samples_of(self.model.config.stems, mixture, **heard)
 
     def _filter_by_expectation(self, inputs: dict[str, torch.Tensor], mixture: torch.Tensor) -> torch.Tensor:
         """Stems cut out of mixtures `(B, T)` by the mean power of several sampled decodings, `(B, S, T)`.
@@ -273,9 +266,9 @@ class SeparatorStage(Stage):
     def describe(self, metrics: dict[str, torch.Tensor]) -> dict[str, float]:
         """One number per stem and layer."""
         described = {name: metrics[name].item() for name in ("loss", "mask_loss") if name in metrics}
-        for kind in ("loss", "accuracy"):
-            table = metrics["codebook_losses" if kind == "loss" else "codebook_accuracies"].tolist()
-            for stem, row in zip(self.model.config.stems, table):
+        for kind, name in (("loss", "codebook_losses"), ("accuracy", "codebook_accuracies")):
+            table = metrics.get(name, torch.empty(0))  # not of masks alone
+            for stem, row in zip(self.model.config.stems, table.tolist()):
                 described |= {f"{kind}/{stem}/{layer:02d}": value for layer, value in enumerate(row)}
         return described
 
