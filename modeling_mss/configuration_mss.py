@@ -6,7 +6,14 @@ import math
 from huggingface_hub.dataclasses import strict
 from transformers import HubertConfig, LlamaConfig, PreTrainedConfig
 
-from .checkpoint_mss import WIDTHS, CheckedConfig, require_affordable, require_transformer, require_whole_numbers
+from .checkpoint_mss import (
+    WIDTHS,
+    CheckedConfig,
+    require_affordable,
+    require_one_of,
+    require_transformer,
+    require_whole_numbers,
+)
 from .configuration_hcodec import HCodecConfig, require_hubert
 
 MEL_BINS = range(1, 4097)
@@ -57,7 +64,7 @@ class MssEncoderConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Called by the `strict` decorator after construction."""
-        _require_one_of(self, "conv_norm", ("batch_norm", "layer_norm"))
+        require_one_of(vars(self), {"conv_norm": ("batch_norm", "layer_norm")})
         require_transformer(vars(self), "encoder_config.")
         sizes = {"num_mel_bins": MEL_BINS, "conv_kernel_size": WIDTHS}
         require_whole_numbers(vars(self), sizes, "encoder_config.")
@@ -251,10 +258,8 @@ class MssConfig(CheckedConfig, PreTrainedConfig):
 
     def validate_architecture(self):
         """Called by the `strict` decorator after construction."""
-        _require_one_of(self, "conditional_encoder", ("conformer", "hubert"))
-        _require_one_of(self, "track_generation", ("sequential", "parallel"))
-        _require_one_of(self, "code_embedding", ("learned", "codebook"))
-        _require_one_of(self, "prefix_stride", (1, 2, 4))
+        choices = {"conditional_encoder": ("conformer", "hubert"), "track_generation": ("sequential", "parallel")}
+        require_one_of(vars(self), choices | {"code_embedding": ("learned", "codebook"), "prefix_stride": (1, 2, 4)})
         if isinstance(self.encoder_config, HubertConfig):
             require_hubert(self.encoder_config, "encoder_config.")
         if self.prefix_frames_per_code_frame % math.lcm(2, self.prefix_stride):
@@ -296,11 +301,6 @@ def _require_kind(config: dict | PreTrainedConfig | None, name: str, kind: type[
     received = _as_dict(config).get("model_type", kind.model_type)
     if received != kind.model_type:
         raise ValueError(f"`{name}` must be a {kind.__name__} (`model_type` {kind.model_type!r}), got {received!r}.")
-
-
-def _require_one_of(config: PreTrainedConfig, name: str, allowed: tuple):
-    if getattr(config, name) not in allowed:
-        raise ValueError(f"`{name}` must be one of {list(allowed)}, got {getattr(config, name)!r}.")
 
 
 __all__ = ["MssConfig", "MssEncoderConfig"]
