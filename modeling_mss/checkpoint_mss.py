@@ -35,6 +35,13 @@ def require_whole_numbers(values: dict, allowed: dict[str, range], part: str = "
             )
 
 
+def require_one_of(values: dict, allowed: dict[str, tuple]) -> None:
+    """Raise ValueError unless every name of `allowed` has one of its choices among `values`."""
+    for name, choices in allowed.items():
+        if values[name] not in choices:
+            raise ValueError(f"`{name}` must be one of {list(choices)}, got {values[name]!r}.")
+
+
 def require_affordable(num_parameters: int, what: str) -> None:
     """Raise ValueError for a number of parameters that no model here has."""
     if num_parameters > MAX_PARAMETERS:

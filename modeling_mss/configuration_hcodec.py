@@ -45,8 +45,8 @@ class HCodecConfig(CheckedConfig, PreTrainedConfig):
         kmeans_iterations (`int`): iterations of the k-means that starts a codebook from the first training batch.
         dead_code_threshold (`float`): in training, an entry used less than this share of uniform usage is replaced by
             a vector of the batch. 0 switches revival off, as in the published training.
-        encoder_*, decoder_* : the acoustic path. `intermediate_size` is that of the ConvNeXt blocks.
-        decoder_dropout (`float`): in the decoder's residual blocks.
+        encoder_*, decoder_* : the acoustic path. `intermediate_size` is that of the ConvNeXt layers.
+        decoder_dropout (`float`): in the decoder's residual layers.
         semantic_feature_size (`int`): width of the semantic features (HuBERT's hidden size).
         semantic_encoder_*, semantic_decoder_* : the convolutional adapters of the semantic path.
         semantic_sampling_rate (`int`): rate in hertz (Hz) at which HuBERT hears the waveform.

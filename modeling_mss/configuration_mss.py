@@ -6,7 +6,14 @@ import math
 from huggingface_hub.dataclasses import strict
 from transformers import HubertConfig, LlamaConfig, PreTrainedConfig
 
-from .checkpoint_mss import WIDTHS, CheckedConfig, require_affordable, require_transformer, require_whole_numbers
+from .checkpoint_mss import (
+    WIDTHS,
+    CheckedConfig,
+    require_affordable,
+    require_one_of,
+    require_transformer,
+    require_whole_numbers,
+)
 from .configuration_hcodec import HCodecConfig, require_hubert
 
 MEL_BINS = range(1, 4097)
@@ -28,7 +35,7 @@ class MssEncoderConfig(PreTrainedConfig):
             Conformer paper; its statistics depend on both).
         dropout (`float`): after every module and inside the feed-forward modules.
         conv_channels (`list[int]`, *optional*): widths of a convolutional stem on the time x mel plane before the
-            Conformer (off in the paper): one residual block a width, the bands halved from one to the next. Multiples
+            Conformer (off in the paper): one residual layer a width, the bands halved from one to the next. Multiples
             of 4.
         num_masks (`int`): masks that the encoder gives, one a stem; set by `MssConfig.mask_head`.
     """
@@ -57,7 +64,7 @@ class MssEncoderConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Called by the `strict` decorator after construction."""
-        _require_one_of(self, "conv_norm", ("batch_norm", "layer_norm"))
+        require_one_of(vars(self), {"conv_norm": ("batch_norm", "layer_norm")})
         require_transformer(vars(self), "encoder_config.")
         sizes = {"num_mel_bins": MEL_BINS, "conv_kernel_size": WIDTHS}
         require_whole_numbers(vars(self), sizes, "encoder_config.")
@@ -141,7 +148,7 @@ class MssConfig(CheckedConfig, PreTrainedConfig):
             the time whose code it predicts (sequential only). No gradient goes that way into the masks.
         token_share (`float`): a of `filtered` output, whose masks are mask^(1 - a) * share^a, normalised, where share
             is the power of the generated stem over that of all; for models with `mask_head`.
-        num_candidates (`int`): draws of every window that `filtered` output averages, unless a call of the pipeline
+        num_candidates (`int`): samples of every window that `filtered` output averages, unless a call of the pipeline
             says how many. `generate` gives one, or as many as it is asked for (`num_return_sequences`).
         outputs (`list[str]`, *optional*): what the checkpoint is good for, best first: "masked" (needs `mask_head`),
             "filtered", "generated". The first is the pipeline's default; others than these it refuses. If not given,
@@ -251,10 +258,8 @@ class MssConfig(CheckedConfig, PreTrainedConfig):
 
     def validate_architecture(self):
         """Called by the `strict` decorator after construction."""
-        _require_one_of(self, "conditional_encoder", ("conformer", "hubert"))
-        _require_one_of(self, "track_generation", ("sequential", "parallel"))
-        _require_one_of(self, "code_embedding", ("learned", "codebook"))
-        _require_one_of(self, "prefix_stride", (1, 2, 4))
+        choices = {"conditional_encoder": ("conformer", "hubert"), "track_generation": ("sequential", "parallel")}
+        require_one_of(vars(self), choices | {"code_embedding": ("learned", "codebook"), "prefix_stride": (1, 2, 4)})
         if isinstance(self.encoder_config, HubertConfig):
             require_hubert(self.encoder_config, "encoder_config.")
         if self.prefix_frames_per_code_frame % math.lcm(2, self.prefix_stride):
@@ -296,11 +301,6 @@ def _require_kind(config: dict | PreTrainedConfig | None, name: str, kind: type[
     received = _as_dict(config).get("model_type", kind.model_type)
     if received != kind.model_type:
         raise ValueError(f"`{name}` must be a {kind.__name__} (`model_type` {kind.model_type!r}), got {received!r}.")
-
-
-def _require_one_of(config: PreTrainedConfig, name: str, allowed: tuple):
-    if getattr(config, name) not in allowed:
-        raise ValueError(f"`{name}` must be one of {list(allowed)}, got {getattr(config, name)!r}.")
 
 
 __all__ = ["MssConfig", "MssEncoderConfig"]

@@ -88,7 +88,7 @@ class MssConvolution(nn.Module):
         return self.dropout(self.down(functional.silu(hidden_states)))
 
 
-class MssConformerBlock(GradientCheckpointingLayer):
+class MssConformerLayer(GradientCheckpointingLayer):
     """Half feed-forward, attention, convolution, half feed-forward, norm; `(B, L, C)`."""
 
     def __init__(self, config: MssEncoderConfig):
@@ -115,7 +115,7 @@ class MssEncoder(nn.Module):
         super().__init__()
         self.conv_stem = MssConvStem(config) if config.conv_channels else None
         self.embed = nn.Linear(config.bottom_size, config.hidden_size)
-        self.layers = nn.ModuleList([MssConformerBlock(config) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([MssConformerLayer(config) for _ in range(config.num_hidden_layers)])
         self.mask_head = MssMaskHead(config) if config.num_masks else None
 
     def forward(self, input_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -1,7 +1,7 @@
 """Masks of the stems on the time x mel plane: the convolutional stem before the Conformer, its mirror, and their loss.
 
 A frame-wise encoder learns the timbres of its training songs by heart; convolution over frequency is what carries over
-to other music (docs/checkpoint.md). The two halves are a U-Net with the Conformer at its bottom; its residual blocks
+to other music (docs/checkpoint.md). The two halves are a U-Net with the Conformer at its bottom; its residual layers
 are TFC blocks without their dense connections (Choi et al. 2020, arXiv 1912.02591).
 
 Shapes: B windows, L frames (50 a second), M mel bands, C channels, S stems.
@@ -26,7 +26,7 @@ def scaled_log_mel(log_mel: torch.Tensor) -> torch.Tensor:
     return log_mel.clamp(min=FLOOR) * (2 / 3) + 1
 
 
-class MssConvBlock(nn.Module):
+class MssConvLayer(nn.Module):
     """Two convolutions over time and frequency beside the identity, `(B, C, L, M)`."""
 
     def __init__(self, channels: int):
@@ -47,14 +47,14 @@ class MssConvStem(nn.Module):
         super().__init__()
         channels = config.conv_channels
         self.embed = nn.Conv2d(1, channels[0], 3, padding=1)
-        self.blocks = nn.ModuleList([MssConvBlock(width) for width in channels])
+        self.blocks = nn.ModuleList([MssConvLayer(width) for width in channels])
         self.down = nn.ModuleList([nn.Conv2d(fine, coarse, (1, 2), (1, 2)) for fine, coarse in pairwise(channels)])
 
     def forward(self, log_mel: torch.Tensor) -> list[torch.Tensor]:
         plane = self.embed(scaled_log_mel(log_mel)[:, None].contiguous(memory_format=torch.channels_last))
         planes = [self.blocks[0](plane)]
-        for down, block in zip(self.down, self.blocks[1:]):
-            planes.append(block(down(planes[-1])))
+        for down, layer in zip(self.down, self.blocks[1:]):
+            planes.append(layer(down(planes[-1])))
         return planes
 
 
@@ -72,7 +72,7 @@ class MssMaskHead(nn.Module):
         self.up = nn.ModuleList(
             [nn.ConvTranspose2d(coarse, fine, (1, 2), (1, 2)) for fine, coarse in pairwise(channels)]
         )
-        self.blocks = nn.ModuleList([MssConvBlock(width) for width in channels[:-1]])
+        self.blocks = nn.ModuleList([MssConvLayer(width) for width in channels[:-1]])
         self.out = nn.Conv2d(channels[0], config.num_masks, 1)
 
     def forward(self, hidden_states: torch.Tensor, planes: list[torch.Tensor]) -> torch.Tensor:
@@ -82,8 +82,8 @@ class MssMaskHead(nn.Module):
         bottom = planes[-1]
         update = self.embed(hidden_states).unflatten(-1, bottom.shape[1:4:2])  # (B, L, C, M / 2^i)
         plane = bottom + update.transpose(1, 2).to(bottom.dtype)
-        for up, block, skip in zip(reversed(self.up), reversed(self.blocks), reversed(planes[:-1])):
-            plane = block(functional.silu(up(plane)) + skip)
+        for up, layer, skip in zip(reversed(self.up), reversed(self.blocks), reversed(planes[:-1])):
+            plane = layer(functional.silu(up(plane)) + skip)
         return self.out(plane)
 
 

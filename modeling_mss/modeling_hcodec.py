@@ -1,6 +1,6 @@
 """HCodec: a 48 kHz mono neural audio codec with an acoustic and a semantic path (H-Codec-2.0).
 
-    waveform -> STFT -> ConvNeXt blocks -> transformer ------------------> acoustic quantizer --+
+    waveform -> STFT -> ConvNeXt layers -> transformer ------------------> acoustic quantizer --+
     waveform -> HuBERT -> semantic encoder (convolutions) ---------------> semantic quantizer --+--> decoder -> iSTFT
                                                      semantic decoder <---------+
 
@@ -61,7 +61,7 @@ class HCodecOutput(ModelOutput):
     reconstructed_semantic_features: torch.FloatTensor | None = None
 
 
-class HCodecConvNeXtBlock(nn.Module):
+class HCodecConvNeXtLayer(nn.Module):
     """Depthwise convolution, then a pointwise MLP with layer scale (ConvNeXt in one dimension); `(B, C, L)`."""
 
     def __init__(self, hidden_size: int, intermediate_size: int, layer_scale: float):
@@ -80,7 +80,7 @@ class HCodecConvNeXtBlock(nn.Module):
         return residual + hidden_states.transpose(1, 2)
 
 
-class HCodecResnetBlock(nn.Module):
+class HCodecResnetLayer(nn.Module):
     """Two normalised convolutions around a residual connection; `(B, C, L)`."""
 
     def __init__(self, hidden_size: int, dropout: float):
@@ -138,12 +138,8 @@ class HCodecEncoder(nn.Module):
         self.register_buffer("window", torch.hann_window(config.n_fft))
         self.embed = nn.Conv1d(config.n_fft + 2, hidden_size, kernel_size=3, padding=1)
         self.norm = nn.LayerNorm(hidden_size, eps=1e-6)
-        self.convnext = nn.ModuleList(
-            [
-                HCodecConvNeXtBlock(hidden_size, config.encoder_intermediate_size, 1 / num_layers)
-                for _ in range(num_layers)
-            ]
-        )
+        convnext = (hidden_size, config.encoder_intermediate_size, 1 / num_layers)
+        self.convnext = nn.ModuleList([HCodecConvNeXtLayer(*convnext) for _ in range(num_layers)])
         self.transformer = nn.ModuleList(
             [HCodecTransformerLayer(hidden_size) for _ in range(config.encoder_transformer_layers)]
         )
@@ -170,8 +166,8 @@ class HCodecEncoder(nn.Module):
         features = torch.cat((log_magnitude, spectrum.angle() / math.pi), dim=1).to(self.embed.weight.dtype)
 
         hidden_states = self.norm(self.embed(features).transpose(1, 2)).transpose(1, 2)
-        for block in self.convnext:
-            hidden_states = block(hidden_states)
+        for layer in self.convnext:
+            hidden_states = layer(hidden_states)
         hidden_states = hidden_states.transpose(1, 2)
         for layer in self.transformer:
             hidden_states = layer(hidden_states)
@@ -189,19 +185,15 @@ class HCodecDecoder(nn.Module):
         self.n_fft, self.stft_hop_length, self.stride = config.n_fft, config.stft_hop_length, config.stride
         kernel_size = config.stride + 1
         self.embed = nn.Conv1d(2 * config.latent_size, hidden_size, kernel_size, padding=kernel_size // 2)
-        self.resnet_in = nn.ModuleList([HCodecResnetBlock(hidden_size, config.decoder_dropout) for _ in range(2)])
+        self.resnet_in = nn.ModuleList([HCodecResnetLayer(hidden_size, config.decoder_dropout) for _ in range(2)])
         self.transformer = nn.ModuleList(
             [HCodecTransformerLayer(hidden_size) for _ in range(config.decoder_transformer_layers)]
         )
-        self.resnet_out = nn.ModuleList([HCodecResnetBlock(hidden_size, config.decoder_dropout) for _ in range(2)])
+        self.resnet_out = nn.ModuleList([HCodecResnetLayer(hidden_size, config.decoder_dropout) for _ in range(2)])
         self.group_norm = nn.GroupNorm(32, hidden_size, eps=1e-6)
         self.norm = nn.LayerNorm(hidden_size, eps=1e-6)
-        self.convnext = nn.ModuleList(
-            [
-                HCodecConvNeXtBlock(hidden_size, config.decoder_intermediate_size, 1 / num_layers)
-                for _ in range(num_layers)
-            ]
-        )
+        convnext = (hidden_size, config.decoder_intermediate_size, 1 / num_layers)
+        self.convnext = nn.ModuleList([HCodecConvNeXtLayer(*convnext) for _ in range(num_layers)])
         self.final_norm = nn.LayerNorm(hidden_size, eps=1e-6)
         self.out = nn.Linear(hidden_size, config.n_fft + 2)
         self.register_buffer("window", torch.hann_window(config.n_fft))
@@ -210,17 +202,17 @@ class HCodecDecoder(nn.Module):
         # Every code frame is held for `stride` STFT frames; an even kernel is cut back to their number.
         num_frames = latents.shape[-1] * self.stride
         hidden_states = self.embed(latents.repeat_interleave(self.stride, dim=-1))[..., :num_frames]
-        for block in self.resnet_in:
-            hidden_states = block(hidden_states)
+        for layer in self.resnet_in:
+            hidden_states = layer(hidden_states)
         hidden_states = hidden_states.transpose(1, 2)
         for layer in self.transformer:
             hidden_states = layer(hidden_states)
         hidden_states = hidden_states.transpose(1, 2)
-        for block in self.resnet_out:
-            hidden_states = block(hidden_states)
+        for layer in self.resnet_out:
+            hidden_states = layer(hidden_states)
         hidden_states = self.norm(self.group_norm(hidden_states).transpose(1, 2)).transpose(1, 2)
-        for block in self.convnext:
-            hidden_states = block(hidden_states)
+        for layer in self.convnext:
+            hidden_states = layer(hidden_states)
         hidden_states = hidden_states.transpose(1, 2).to(self.final_norm.weight.dtype)  # see `HCodecModel`
         return self.inverse_stft(self.out(self.final_norm(hidden_states)))
 
@@ -300,12 +292,12 @@ class HCodecModel(CheckedWeights, PreTrainedAudioTokenizerBase):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, HCodecConvNeXtBlock):
+        if isinstance(module, HCodecConvNeXtLayer):
             initialization.constant_(module.scale, module.initial_scale)
         elif isinstance(module, (HCodecEncoder, HCodecDecoder)):
             initialization.copy_(module.window, torch.hann_window(module.n_fft))
         elif isinstance(module, HCodecCodebook):
-            # Untrained codebooks differ from each other; `initialized` stays false, so training starts from data.
+            # Untrained codebooks differ from each other; `initialized` stays false, so training starts them from data.
             initialization.normal_(module.embed)
             for buffer in (module.initialized, module.cluster_size, module.embed_avg):
                 initialization.zeros_(buffer)
@@ -432,7 +424,7 @@ class HCodecModel(CheckedWeights, PreTrainedAudioTokenizerBase):
         num_codebooks: torch.Tensor | None = None,
         padding_mask: torch.Tensor | None = None,
     ) -> HCodecOutput:
-        """Encode, quantize (in training mode also updating the codebooks), decode and cut back to T samples.
+        """Encode, quantize, decode and cut back to T samples.
 
         Args:
             num_codebooks: `(B,)` int: clip b is decoded from the first `num_codebooks[b]` layers of both paths only

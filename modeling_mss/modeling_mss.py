@@ -7,8 +7,9 @@ arXiv 2604.09371, section 2; docs/method.md says what is where. One position hol
 of one path: acoustic (a) and semantic (s) alternate. The model knows no audio: features in, codes out.
 
 Shapes: B windows, P prefix positions, F code frames of a window (50 in 4 s), Q codebooks, V codebook size, H hidden
-size. A block is a run of 2 F + 1 positions. In sequential generation there is one block per stem; in parallel
-generation (ablation A3) one block in which every position carries all stems (`lanes`).
+size. A segment is a run of 2 F + 1 positions: S and the codes of a track. In sequential generation there is one
+segment per stem, and a position has the codes of one track; in parallel generation (ablation A3) there is one segment,
+and every position has the codes of all tracks.
 """
 
 from contextlib import nullcontext
@@ -67,7 +68,7 @@ class MssMixture(ModelOutput):
 
 
 class MssCodeEmbedding(nn.Module):
-    """Indices of all layers (and lanes) of a position -> the sum of their vectors."""
+    """Indices of all layers (and tracks) of a position -> the sum of their vectors."""
 
     def __init__(self, config: MssConfig):
         super().__init__()
@@ -84,7 +85,7 @@ class MssCodeEmbedding(nn.Module):
             )
 
     def forward(self, codes: torch.Tensor, path: int, quantizer: nn.Module, dtype: torch.dtype) -> torch.Tensor:
-        """`(..., lanes * Q)` of one path -> `(..., H)` of this dtype.
+        """`(..., tracks * Q)` of one path -> `(..., H)` of this dtype.
 
         `quantizer` is that path's, read if vectors are the codec's.
         """
@@ -93,8 +94,8 @@ class MssCodeEmbedding(nn.Module):
             offsets = torch.arange(shape[-1], device=codes.device) + path * shape[-1]
             rows = (codes + offsets * self.codebook_size).reshape(-1, shape[-1])
             return self.table(rows).view(*shape[:-1], self.hidden_size)
-        per_lane = codes.reshape(-1, self.num_lanes, self.num_codebooks).transpose(1, 2)  # (N, Q, lanes)
-        latents = quantizer.decode(per_lane)  # (N, D, lanes)
+        per_track = codes.reshape(-1, self.num_lanes, self.num_codebooks).transpose(1, 2)  # (N, Q, tracks)
+        latents = quantizer.decode(per_track)  # (N, D, tracks)
         latents = latents.transpose(1, 2).flatten(1).to(dtype)
         return self.projections[path](latents).view(*shape[:-1], self.hidden_size)
 
@@ -106,7 +107,7 @@ class MssPreTrainedModel(CheckedWeights, PreTrainedModel):
     input_modalities = ("audio",)
     output_modalities = ("audio",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["LlamaDecoderLayer", "MssConformerBlock", "HCodecModel"]
+    _no_split_modules = ["LlamaDecoderLayer", "MssConformerLayer", "HCodecModel"]
     _supports_sdpa = True
     _supports_flash_attn = True
 
@@ -254,12 +255,12 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
     def _as_masks(self, mask_logits: torch.Tensor) -> torch.Tensor:
         return (mask_logits.float() / self.config.mask_temperature).softmax(dim=1)
 
-    def position_embeds(self, mixture: MssMixture, num_blocks: int) -> torch.Tensor:
-        """What the helps for small models add to the positions of the blocks: `(B, num_blocks, 2 F + 1, H)`.
+    def position_embeds(self, mixture: MssMixture, num_segments: int) -> torch.Tensor:
+        """What the options for small models add to the positions of the segments: `(B, num_segments, 2 F + 1, H)`.
 
         `aligned_conditioning`: a position gets the mixture of the half code frame (40 ms) whose code it predicts; the
         last one, which predicts E, gets nothing. `masked_conditioning`: the same of the mixture under the mask of the
-        block's track. `track_embeddings`: the vector of the block's track.
+        segment's track. `track_embeddings`: the vector of the segment's track.
         """
         prefix, stride = mixture.prefix, self.config.prefix_stride
         batch, length = len(prefix), 2 * self.num_code_frames(prefix) + 1
@@ -272,36 +273,36 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
                 aligned = prefix.repeat_interleave(stride // frames_per_code, dim=1)
             embeds = embeds + functional.pad(aligned, (0, 0, 0, 1))[:, None]
         if self.config.masked_conditioning:
-            told = scaled_log_mel(mixture.masked_log_mel[:, :num_blocks])
+            told = scaled_log_mel(mixture.masked_log_mel[:, :num_segments])
             told = told.unflatten(2, (-1, frames_per_code)).flatten(3).flatten(0, 1)  # bitsandbytes takes three axes
             told = self.mask_adapter(told).unflatten(0, (batch, -1))
             embeds = embeds + functional.pad(told, (0, 0, 0, 1))
         if self.config.track_embeddings:
-            embeds = embeds + self.track_embedding.weight[:num_blocks, None]
-        return embeds.expand(batch, num_blocks, length, -1)
+            embeds = embeds + self.track_embedding.weight[:num_segments, None]
+        return embeds.expand(batch, num_segments, length, -1)
 
     def num_code_frames(self, prefix: torch.Tensor) -> int:
         """F, the code frames of a window with this prefix."""
         return prefix.shape[1] * self.config.prefix_stride // self.config.prefix_frames_per_code_frame
 
     def embed_codes(self, codes: torch.Tensor, path: int) -> torch.Tensor:
-        """Codes of one path `(..., lanes * Q)` -> input vectors `(..., H)`."""
+        """Codes of one path `(..., tracks * Q)` -> input vectors `(..., H)`."""
         quantizer = self.codec.acoustic_quantizer if path == ACOUSTIC else self.codec.semantic_quantizer
         return self.code_embedding(codes, path, quantizer, self.compute_dtype)
 
     def code_logits(self, hidden_states: torch.Tensor, path: int) -> torch.Tensor:
-        """Hidden states `(..., H)` -> `(..., lanes, Q, V + 1)` (acoustic) or `(..., lanes, Q, V)` (semantic)."""
+        """Hidden states `(..., H)` -> `(..., tracks, Q, V + 1)` (acoustic) or `(..., tracks, Q, V)` (semantic)."""
         head = self.acoustic_head if path == ACOUSTIC else self.semantic_head
         logits = head(hidden_states.flatten(0, -2))  # bitsandbytes takes no more than three axes
         return logits.view(*hidden_states.shape[:-1], self.config.num_lanes, self.config.num_codebooks, -1)
 
-    def to_blocks(self, audio_codes: torch.Tensor) -> torch.Tensor:
-        """Codes by stem `(B, stems, 2 F, Q)` -> by position `(B, blocks, 2 F, lanes * Q)`."""
+    def to_segments(self, audio_codes: torch.Tensor) -> torch.Tensor:
+        """Codes by stem `(B, stems, 2 F, Q)` -> by position `(B, segments, 2 F, tracks * Q)`."""
         codes = audio_codes.unflatten(1, (-1, self.config.num_lanes))
         return codes.transpose(2, 3).flatten(3)
 
     def to_stems(self, codes: torch.Tensor) -> torch.Tensor:
-        """The inverse of `to_blocks`."""
+        """The inverse of `to_segments`."""
         codes = codes.unflatten(3, (self.config.num_lanes, -1))
         return codes.transpose(2, 3).flatten(1, 2)
 
@@ -330,8 +331,8 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
         """The vector of S, `(*shape, H)`."""
         return self.decoder.embed_tokens.weight[self.config.start_token_id].expand(*shape, -1)
 
-    def block_embeds(self, codes: torch.Tensor) -> torch.Tensor:
-        """S and the codes of every block: `(B, blocks, 2 F, lanes * Q)` -> `(B, blocks, 2 F + 1, H)`."""
+    def segment_embeds(self, codes: torch.Tensor) -> torch.Tensor:
+        """S and the codes of every segment: `(B, segments, 2 F, tracks * Q)` -> `(B, segments, 2 F + 1, H)`."""
         acoustic = self.embed_codes(codes[:, :, 0::2], ACOUSTIC)
         semantic = self.embed_codes(codes[:, :, 1::2], SEMANTIC)
         alternating = torch.stack((acoustic, semantic), dim=3).flatten(2, 3)
@@ -414,13 +415,13 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
                     f"Codes must be from 0 to {self.config.codebook_size - 1}, got {low} to {high}; what is not to be "
                     "learned is left out by `known_stems`."
                 )
-        blocks = self.block_embeds(self.to_blocks(audio_codes))
-        blocks = blocks + self.position_embeds(mixture, blocks.shape[1])
-        embeds = torch.cat((self.prefix_embeds(prefix), blocks.flatten(1, 2)), dim=1)
+        segments = self.segment_embeds(self.to_segments(audio_codes))
+        segments = segments + self.position_embeds(mixture, segments.shape[1])
+        embeds = torch.cat((self.prefix_embeds(prefix), segments.flatten(1, 2)), dim=1)
         hidden_states = self.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
-        hidden_states = hidden_states[:, 1 + prefix.shape[1] :].unflatten(1, blocks.shape[1:3])
+        hidden_states = hidden_states[:, 1 + prefix.shape[1] :].unflatten(1, segments.shape[1:3])
 
-        # (B, blocks, positions, lanes, Q, classes) -> (B, stems, positions, Q, classes)
+        # (B, segments, positions, tracks, Q, classes) -> (B, stems, positions, Q, classes)
         acoustic, semantic = (
             self.code_logits(hidden_states[:, :, path::2], path).transpose(2, 3).flatten(1, 2)
             for path in (ACOUSTIC, SEMANTIC)

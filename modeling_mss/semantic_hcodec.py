@@ -42,8 +42,8 @@ class HCodecSemanticEncoder(nn.Module):
 
     def forward(self, features):
         hidden_states = self.conv_in(features)
-        for block in self.blocks:
-            hidden_states = block["conv"](block["res_units"](hidden_states))
+        for layer in self.blocks:
+            hidden_states = layer["conv"](layer["res_units"](hidden_states))
         return self.conv_out(hidden_states)
 
 
@@ -69,8 +69,8 @@ class HCodecSemanticDecoder(nn.Module):
 
     def forward(self, latents):
         hidden_states = self.conv_in(latents)
-        for block in self.blocks:
-            hidden_states = block["res_units"](block["conv"](hidden_states))
+        for layer in self.blocks:
+            hidden_states = layer["res_units"](layer["conv"](hidden_states))
         return self.conv_out(hidden_states)
 
 

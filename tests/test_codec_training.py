@@ -11,7 +11,7 @@ from transformers import HubertModel
 from data_mss.scores import usdr
 from modeling_mss import HCodecModel
 from tests.tiny import tiny_codec, tiny_codec_config, tiny_hubert_config
-from training_mss.codec_losses import FFT_SIZES, magnitudes, mel_filters, ratio_mask_loss, spectral_losses
+from training_mss.codec_losses import FFT_SIZES, magnitudes, mean_filters, ratio_mask_loss, spectral_losses
 from training_mss.codec_step import CodecStage
 from training_mss.configuration import CodecLossConfig, CodecStageConfig, DiscriminatorConfig, TrainingConfig
 from training_mss.discriminators import CodecDiscriminator, adversarial_loss, discriminator_loss, feature_matching_loss
@@ -70,7 +70,7 @@ def train(stage: CodecStage, batch: dict, steps: range, learning_rate: float = 4
 def test_scales_of_spectral_losses():
     noise = 0.1 * torch.randn(2, 48000, generator=torch.Generator().manual_seed(0))
     for n_fft in FFT_SIZES:
-        filters = mel_filters(n_fft, 48000, noise.device)
+        filters = mean_filters(n_fft, 48000, noise.device)
         assert filters.shape == (n_fft // 2 + 1, round(n_fft / 25.6))
         torch.testing.assert_close(filters.sum(dim=0), torch.ones(filters.shape[1]))  # no band is empty
         assert (filters > 0).sum(dim=0).min() >= 2

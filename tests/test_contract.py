@@ -24,7 +24,7 @@ from modeling_mss.convert_hcodec import save_feature_extractor
 from modeling_mss.modeling_mss import MssEncoder
 from modeling_mss.quantization_hcodec import nearest_rows
 from tests.test_model import variant, window
-from tests.tiny import masked_options, tiny_codec, tiny_model, tiny_processor
+from tests.tiny import masked_options, start_codebooks, tiny_codec, tiny_model, tiny_processor
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_processors_of_logits_and_streamers_see_every_position(name):
     )
     codes = output.codes
     assert codes.max() < 32 <= model.generate(**inputs).max()
-    positions = model.to_blocks(codes).flatten(1, 2).unbind(dim=1)  # (2, lanes * Q) each
+    positions = model.to_segments(codes).flatten(1, 2).unbind(dim=1)  # (2, lanes * Q) each
     assert recorded.ended and len(recorded.streamed) == len(recorded.seen) == 40 / lanes
     assert all(torch.equal(*pair) for pair in zip(recorded.streamed, positions))
     for offset, (ids, scores) in enumerate(recorded.seen[:10]):
@@ -219,9 +219,8 @@ def test_a_codec_is_called_as_others_are(tmp_path):
 def test_half_precision_changes_no_codes(tmp_path, four_sounds):
     torch.manual_seed(0)
     codec = tiny_codec()
-    with torch.no_grad():
-        codec.train()(four_sounds)
-    codec.eval().save_pretrained(tmp_path)
+    start_codebooks(codec, four_sounds)
+    codec.save_pretrained(tmp_path)
     expected = codec.encode(four_sounds)
     half = HCodecModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert torch.equal(half.encode(four_sounds).audio_codes, expected.audio_codes)

@@ -1,4 +1,4 @@
-"""What decoding offers beyond the arg max: expected latents, repeatable draws, and windows that go on from another."""
+"""What decoding offers beyond the arg max: expected latents, and samples that can be repeated."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ import torch
 from scipy import stats
 from transformers import GenerationConfig
 
-from modeling_mss.generation_mss import CodeSampler, MssGenerateOutput
-from modeling_mss.noise_mss import CounterNoise, hash_words
+from modeling_mss.generation_mss import MssGenerateOutput
+from modeling_mss.sampling_mss import CodeSampler, CounterNoise, hash_words
 from tests.test_model import variant, window
 
 
@@ -28,7 +28,7 @@ def noise(seeds, num_steps=4, num_values=2**16):
     return CounterNoise(seeds, num_steps, num_values, torch.device("cpu"))
 
 
-@pytest.mark.parametrize("name", ["paper", "all_helps", "a3_parallel"])
+@pytest.mark.parametrize("name", ["paper", "all_options", "a3_parallel"])
 @torch.no_grad()
 def test_expected_latents_are_codebooks_averaged_with_the_models_probabilities(name):
     model = with_codebooks(variant(name))
@@ -100,17 +100,17 @@ def test_noise_is_integers_until_its_last_step_and_so_the_same_on_every_device()
     assert bits.tolist() == [[28145, 7273, 28756], [12569, 12590, 7577]]  # seeds mean the same for ever
 
 
-def test_draws_follow_the_probabilities():
+def test_samples_follow_the_probabilities():
     probabilities = torch.tensor([0.5, 0.25, 0.2, 0.04, 0.01])
     sampler = CodeSampler(GenerationConfig(do_sample=True, top_k=0), noise(range(20), 4, 5000))
     logits = probabilities.log().expand(20, 1000, 5)
-    draws = torch.cat([sampler(logits, step).flatten() for step in range(4)])
-    expected = probabilities.double() * len(draws)
-    assert stats.chisquare(draws.bincount(minlength=5), expected * len(draws) / expected.sum()).pvalue > 1e-4
+    samples = torch.cat([sampler(logits, step).flatten() for step in range(4)])
+    expected = probabilities.double() * len(samples)
+    assert stats.chisquare(samples.bincount(minlength=5), expected * len(samples) / expected.sum()).pvalue > 1e-4
 
 
-def test_the_draws_of_a_window_depend_on_its_seed_alone():
-    model = variant("all_helps")
+def test_the_samples_of_a_window_depend_on_its_seed_alone():
+    model = variant("all_options")
     inputs = window(model, batch=5)["input_features"]
     seeds = model.derive_seeds(3, range(5))
     assert len(set(seeds)) == 5 and model.derive_seeds(3, [4, 0]) == [seeds[4], seeds[0]]
@@ -133,42 +133,3 @@ def test_without_a_seed_torch_decides_and_greedy_decoding_leaves_its_generator_a
     state = torch.get_rng_state()
     model.generate(**inputs)
     assert torch.equal(torch.get_rng_state(), state)
-
-
-@pytest.mark.parametrize("name", ["paper", "all_helps", "a3_parallel"])
-def test_a_prompt_is_kept_and_continued(name):
-    model = variant(name)
-    inputs = window(model)
-    prompt = torch.randint(64, (2, 4, 10, 4), generator=torch.Generator().manual_seed(2))
-    codes = model.generate(**inputs, prompt_codes=prompt, prompt_frames=2)
-    assert torch.equal(codes[:, :, :4], prompt[:, :, :4])
-    assert torch.equal(logits_of(model, codes, inputs).argmax(dim=-1)[:, :, 4:], codes[:, :, 4:])
-    assert torch.equal(model.generate(**inputs, prompt_codes=prompt, prompt_frames=5), prompt)
-    tail = model.generate(**inputs, prompt_codes=prompt[:, :, :4], prompt_frames=2)  # no more than needed
-    assert torch.equal(tail, codes)
-
-    # Negative codes are free; so are tracks on the way to the ones asked for.
-    free = model.generate(**inputs)
-    assert torch.equal(model.generate(**inputs, prompt_codes=torch.full_like(prompt, -1), prompt_frames=3), free)
-    codes = model.generate(**inputs, stems=["bass", "drums"], prompt_codes=prompt[:, [2, 1]], prompt_frames=2)
-    assert torch.equal(codes[:, :, :4], prompt[:, [2, 1], :4])
-    if name != "a3_parallel":
-        other = prompt.clone()
-        other[:, 0], other[:, 3] = -1, -1
-        every = model.generate(**inputs, prompt_codes=other, prompt_frames=2)
-        assert torch.equal(every[:, 0], free[:, 0]) and torch.equal(codes, every[:, [2, 1]])
-
-
-def test_prompts_that_do_not_fit_are_named():
-    model = variant("paper")
-    inputs = window(model)
-    prompt = torch.zeros(2, 4, 10, 4, dtype=torch.long)
-    with pytest.raises(ValueError, match=r"1 to 5 with them, got 6 with"):
-        model.generate(**inputs, prompt_codes=prompt, prompt_frames=6)
-    with pytest.raises(ValueError, match="got 0 with"):
-        model.generate(**inputs, prompt_codes=prompt)
-    with pytest.raises(ValueError, match="got 2 without"):
-        model.generate(**inputs, prompt_frames=2)
-    for wrong in (prompt[:1], prompt[:, :3], prompt[:, :, :3], prompt[..., :2]):
-        with pytest.raises(ValueError, match=r"\(2, 4, 4, 4\), got"):
-            model.generate(**inputs, prompt_codes=wrong, prompt_frames=2)

@@ -13,12 +13,13 @@ from transformers import AutoModel, HubertModel
 
 from modeling_mss import HCodecConfig, HCodecModel
 from modeling_mss.convert_hcodec import convert, convert_upstream_config, convert_upstream_state_dict
-from modeling_mss.quantization_hcodec import HCodecResidualVectorQuantizer, kmeans
+from modeling_mss.quantization_hcodec import HCodecResidualVectorQuantizer
 from modeling_mss.semantic_hcodec import HubertFeatures, decimate
 from processing_mss.resampling_mss import resample
 from tests.make_hcodec_golden import GOLDEN as GOLDEN_FILE
 from tests.make_hcodec_golden import draw_inputs, draw_weights
 from tests.tiny import tiny_codec, tiny_hubert_config
+from training_mss.codebooks import CodebookTraining, kmeans
 
 GOLDEN = json.loads(GOLDEN_FILE.read_text())
 
@@ -231,6 +232,7 @@ def test_quantizer_learns_its_data_and_revives_dead_codes():
     torch.manual_seed(0)
     config = HCodecConfig(latent_size=8, num_codebooks=2, codebook_size=32, kmeans_iterations=10, decoder_only=True)
     quantizer = HCodecResidualVectorQuantizer(config)
+    CodebookTraining(quantizer, config)
     for layer in quantizer.layers:
         torch.nn.init.constant_(layer.embed, 100.0)
     centres = torch.randn(32, 8) * 4
@@ -260,7 +262,10 @@ def test_quantizer_learns_its_data_and_revives_dead_codes():
 
 def small_quantizer(**options) -> HCodecResidualVectorQuantizer:
     sizes = {"latent_size": 8, "num_codebooks": 3, "codebook_size": 32, "kmeans_iterations": 5}
-    return HCodecResidualVectorQuantizer(HCodecConfig(**sizes, **options, decoder_only=True)).train()
+    config = HCodecConfig(**sizes, **options, decoder_only=True)
+    quantizer = HCodecResidualVectorQuantizer(config).train()
+    CodebookTraining(quantizer, config)
+    return quantizer
 
 
 def trained_quantizer(batches: torch.Tensor) -> dict[str, torch.Tensor]:

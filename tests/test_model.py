@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LlamaConfig, Trainer, TrainingArgumen
 
 from modeling_mss import MssConfig, MssForConditionalGeneration
 from modeling_mss.generation_mss import TokenGrammar
-from tests.tiny import masked_options, tiny_codec, tiny_config, tiny_model, tiny_processor
+from tests.tiny import masked_options, start_codebooks, tiny_codec, tiny_config, tiny_model, tiny_processor
 
 # Every help for small models and every ablation of the architecture, alone and together.
 VARIANTS = {
@@ -22,7 +22,7 @@ VARIANTS = {
     "aligned_conditioning": {"aligned_conditioning": True},
     "track_embeddings": {"track_embeddings": True},
     "codebook_embedding": {"code_embedding": "codebook"},
-    "all_helps": {
+    "all_options": {
         "prefix_stride": 2,
         "aligned_conditioning": True,
         "track_embeddings": True,
@@ -68,7 +68,7 @@ def test_defaults_are_the_papers():
     assert model.code_embedding.table.weight.shape == (2 * 16 * 1024, 2048)
     assert model.acoustic_head.weight.shape == (16 * 1025, 2048)
     assert model.semantic_head.weight.shape == (16 * 1024, 2048)
-    assert TokenGrammar(num_prefix=200, num_frames=50, num_blocks=4).num_steps == 404
+    assert TokenGrammar(num_prefix=200, num_frames=50, num_segments=4).num_steps == 404
 
 
 def test_the_papers_configuration_is_what_it_was_before_there_were_masks():
@@ -94,16 +94,16 @@ def test_the_papers_configuration_is_what_it_was_before_there_were_masks():
 
 
 @given(st.integers(1, 400), st.integers(1, 100), st.integers(1, 6))
-def test_grammar_accounts_for_every_position(num_prefix, num_frames, num_blocks):
-    grammar = TokenGrammar(num_prefix, num_frames, num_blocks)
+def test_grammar_accounts_for_every_position(num_prefix, num_frames, num_segments):
+    grammar = TokenGrammar(num_prefix, num_frames, num_segments)
     symbols = ["mix"] + ["F"] * num_prefix
-    for block in range(num_blocks):
-        assert grammar.block_start(block) == len(symbols)
-        symbols += ["S"] + ["a" if grammar.path(j) == 0 else "s" for j in range(grammar.codes_per_block)]
+    for segment in range(num_segments):
+        assert grammar.segment_start(segment) == len(symbols)
+        symbols += ["S"] + ["a" if grammar.path(j) == 0 else "s" for j in range(grammar.codes_per_segment)]
     assert len(symbols) == grammar.length
-    assert symbols.count("a") == symbols.count("s") == num_blocks * num_frames
+    assert symbols.count("a") == symbols.count("s") == num_segments * num_frames
     # What a position predicts is what stands at the next one; the last code of a track predicts E.
-    assert grammar.num_steps == symbols.count("a") + symbols.count("s") + num_blocks
+    assert grammar.num_steps == symbols.count("a") + symbols.count("s") + num_segments
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -119,7 +119,7 @@ def test_cached_greedy_decoding_equals_teacher_forced_argmax(name):
     assert logits[:, :, 0::2].isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["paper", "all_helps", "a3_parallel"])
+@pytest.mark.parametrize("name", ["paper", "all_options", "a3_parallel"])
 def test_asking_for_some_stems_generates_no_more_tracks_than_needed(name):
     model = variant(name)
     inputs = window(model)
@@ -206,7 +206,7 @@ def test_bad_input_is_named():
         tiny_config(track_embeddings=True, track_generation="parallel")
 
 
-@pytest.mark.parametrize("name", ["paper", "all_helps", "a1_hubert", "a3_parallel"])
+@pytest.mark.parametrize("name", ["paper", "all_options", "a1_hubert", "a3_parallel"])
 def test_every_trained_parameter_gets_a_gradient_with_checkpointing(name):
     model = variant(name).train()
     model.gradient_checkpointing_enable()
@@ -282,13 +282,13 @@ def test_frozen_parts_stay_frozen_and_codebooks_exact_after_loading(name, tmp_pa
 
 
 # Together these have every option.
-@pytest.mark.parametrize("name", ["paper", "all_helps", "told_masks", "a1_hubert", "a3_parallel_codebook"])
+@pytest.mark.parametrize("name", ["paper", "all_options", "told_masks", "a1_hubert", "a3_parallel_codebook"])
 def test_a_window_is_learned_by_heart_from_audio_to_audio(name, four_sounds):
     """Trained on one window of four sounds, the model generates its codes exactly, and so the codec's audio."""
     codec = tiny_codec()
+    start_codebooks(codec, four_sounds)
     with torch.no_grad():
-        codec.train()(four_sounds)  # starts the codebooks from the data
-        codes_of = codec.eval().encode(four_sounds)
+        codes_of = codec.encode(four_sounds)
         expected = codec.decode(codes_of.acoustic_codes, codes_of.semantic_codes).audio_values
     model = tiny_model(**VARIANTS[name])
     model.codec.load_state_dict({key: codec.state_dict()[key] for key in model.codec.state_dict()})

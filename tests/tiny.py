@@ -10,6 +10,7 @@ from transformers import HubertConfig
 from data_mss.manifest import ManifestWriter, Song
 from modeling_mss import HCodecConfig, HCodecModel, MssConfig, MssForConditionalGeneration
 from processing_mss import MssFeatureExtractor, MssProcessor
+from training_mss.codebooks import CodebookTraining
 
 
 def tiny_hubert_config() -> HubertConfig:
@@ -51,7 +52,7 @@ def tiny_codec_config(num_codebooks: int = 4) -> HCodecConfig:
 
 
 def masked_options(conv_channels: list[int] | None = (8, 12)) -> dict:
-    """Fields of `MssConfig`: masks, of which the language model is told, and the helps that go with them."""
+    """Fields of `MssConfig`: masks, of which the language model is told, and the options that go with them."""
     return {
         "mask_head": True,
         "masked_conditioning": True,
@@ -93,6 +94,15 @@ def tiny_config(conv_channels: list[int] | None = None, conv_norm: str = "layer_
 def tiny_codec(seed: int = 0, num_codebooks: int = 4) -> HCodecModel:
     torch.manual_seed(seed)
     return HCodecModel(tiny_codec_config(num_codebooks)).eval()
+
+
+def start_codebooks(codec: HCodecModel, waveforms: torch.Tensor) -> None:
+    """Let the codebooks learn from one batch `(B, T)`: by a k-means of it."""
+    for quantizer in (codec.acoustic_quantizer, codec.semantic_quantizer):
+        CodebookTraining(quantizer, codec.config)
+    with torch.no_grad():
+        codec.train()(waveforms)
+    codec.eval()
 
 
 def tiny_model(seed: int = 0, **options) -> MssForConditionalGeneration:

@@ -9,12 +9,14 @@ import functools
 from collections.abc import Sequence
 
 import torch
-from transformers.audio_utils import mel_filter_bank
 
-from processing_mss.filtering_mss import wiener_filter
+from processing_mss.feature_extraction_mss import mel_filters
+from processing_mss.filtering_mss import power, stft, wiener_filter
 
 FFT_SIZES = (4096, 2048, 1024, 512, 256)
 BINS_PER_BAND = 25.6  # n_fft per mel band: 160 bands at 4096, 10 at 256; at 48 kHz even the narrowest holds a bin
+
+HANN_ENERGY = 3 / 8  # mean square of a Hann window: over n_fft times this, powers have the scale of the waveform
 
 # Of a magnitude, where noise of RMS r has about r in every bin: the rounding noise of 16 bits. What is quieter counts
 # as silent, so that losses and gradients of digital silence, which many stems are, stay finite.
@@ -29,11 +31,9 @@ RATIO_FLOOR = 1e-4
 
 
 @functools.lru_cache(maxsize=16)
-def mel_filters(n_fft: int, sampling_rate: int, device: torch.device) -> torch.Tensor:
-    """HTK triangles from 0 Hz to half the rate, each adding up to 1 over the bins: `(n_fft / 2 + 1, bands)`."""
-    num_bands = round(n_fft / BINS_PER_BAND)
-    filters = mel_filter_bank(n_fft // 2 + 1, num_bands, 0, sampling_rate / 2, sampling_rate, mel_scale="htk")
-    filters = torch.from_numpy(filters).to(device, torch.float32)
+def mean_filters(n_fft: int, sampling_rate: int, device: torch.device) -> torch.Tensor:
+    """`mel_filters`, each adding up to 1 over the bins: `(n_fft / 2 + 1, bands)`. Kept on the device between steps."""
+    filters = mel_filters(n_fft, round(n_fft / BINS_PER_BAND), sampling_rate).to(device)
     return filters / filters.sum(dim=0)
 
 
@@ -42,12 +42,9 @@ def magnitudes(waveform: torch.Tensor, n_fft: int) -> torch.Tensor:
 
     The scale is that of the waveform: noise of RMS r has a mean power of r^2 in every bin, at every FFT size.
     """
-    window = torch.hann_window(n_fft, device=waveform.device)
-    window = window / window.norm()
-    spectrum = torch.stft(waveform, n_fft, n_fft // 4, window=window, pad_mode="constant", return_complex=True)
-    real, imaginary = torch.view_as_real(spectrum.transpose(1, 2)).unbind(dim=-1)
+    powers = power(stft(waveform, n_fft).transpose(1, 2)) / (HANN_ENERGY * n_fft)
     # The clamp comes before the root, whose slope is infinite at 0.
-    return (real.square() + imaginary.square()).clamp(min=MAGNITUDE_FLOOR**2).sqrt()
+    return powers.clamp(min=MAGNITUDE_FLOOR**2).sqrt()
 
 
 def spectral_losses(
@@ -72,7 +69,7 @@ def spectral_losses(
     for n_fft in fft_sizes:
         estimate, target = magnitudes(estimates, n_fft), magnitudes(targets, n_fft)
         if mel:
-            filters = mel_filters(n_fft, sampling_rate, estimate.device)
+            filters = mean_filters(n_fft, sampling_rate, estimate.device)
             bands, target_bands = estimate @ filters, target @ filters
             mel_distances.append((bands.log() - target_bands.log()).abs().mean(dim=(1, 2)))
         if stft:

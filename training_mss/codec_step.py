@@ -13,10 +13,11 @@ from data_mss.scores import si_sdr, usdr
 from modeling_mss import HCodecConfig, HCodecModel
 from modeling_mss.convert_hcodec import save_feature_extractor
 
+from .codebooks import CodebookTraining
 from .codec_losses import filter_mixture, ratio_mask_loss, spectral_losses
 from .configuration import OptimizerConfig, TrainingConfig
 from .discriminators import CodecDiscriminator, adversarial_loss, discriminator_loss, feature_matching_loss
-from .stage import Stage, StepLoss, unwrapped
+from .stage import Stage, StepLoss, samples_of, unwrapped
 
 CODEC, DISCRIMINATOR = "codec", "discriminator"
 PATHS = ("acoustic", "semantic")
@@ -47,6 +48,8 @@ class CodecStage(Stage):
         if init_from and hubert_path:
             raise ValueError(f"The codec {init_from} brings its own HuBERT: leave --hubert {hubert_path} out.")
         codec = _trained_codec(init_from) if init_from else _new_codec(self.config.model, hubert_path)
+        for quantizer in (codec.acoustic_quantizer, codec.semantic_quantizer):
+            CodebookTraining(quantizer, codec.config)
         if not self.config.losses.semantic:
             codec.semantic_decoder.requires_grad_(False)  # nothing else trains it; distributed training would wait
         self.players: dict[str, nn.Module] = {CODEC: codec}
@@ -189,15 +192,9 @@ class CodecStage(Stage):
         """Stems as the codec plays them (`generated`), and as a filter over the mixture (`filtered`)."""
         stems, mixture = batch["stems"], batch["mixture"]
         generated = self._decode(stems)
-        filtered = filter_mixture(generated, mixture)
-        estimates = {"generated": generated, "filtered": filtered}
+        estimates = {"generated": generated, "filtered": filter_mixture(generated, mixture)}
         scores = {f"si_sdr_{name}": si_sdr(estimate, stems).nanmean(dim=1) for name, estimate in estimates.items()}
-        samples = {"mixture": mixture[0]}
-        for index, stem in enumerate(self.training_config.stems):
-            samples[f"{stem}_reference"] = stems[0, index]
-            samples[f"{stem}_generated"] = generated[0, index]
-            samples[f"{stem}_filtered"] = filtered[0, index]
-        return scores, samples
+        return scores, samples_of(self.training_config.stems, mixture, reference=stems, **estimates)
 
     def export(self, directory: str | os.PathLike) -> None:
         """The whole codec, its HuBERT included, and its feature extractor."""

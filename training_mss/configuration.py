@@ -58,25 +58,13 @@ class CropConfig(AugmentationConfig):
         _require(self.batch_size > 0, "batch_size", "at least 1", self.batch_size)
         _require(0 < self.rms_range[0] <= self.rms_range[1], "rms_range", "0 < low <= high", self.rms_range)
         remixed = self.input != "bank" and self.remix_probability > 0
-        _require(
-            remixed or not self.audible_probability,
-            "audible_probability",
-            "0 where crops are not remixed, or in a bank, which remixes codes",
-            self.audible_probability,
-        )
-        _require(
-            remixed or self.stem_level_db is None,
-            "stem_level_db",
-            "null where crops are not remixed, or in a bank, which remixes codes: set remix_probability or input",
-            self.stem_level_db,
-        )
+        where = "where crops are not remixed, or in a bank, which remixes codes"
+        _require(remixed or not self.audible_probability, "audible_probability", f"0 {where}", self.audible_probability)
+        none = f"null {where}: set remix_probability or input"
+        _require(remixed or self.stem_level_db is None, "stem_level_db", none, self.stem_level_db)
         for name in ("bus_probability", "lossy_probability"):
-            _require(
-                self.input != "bank" or not getattr(self, name),
-                name,
-                "0 in a bank, which mixes codes of single stems: use input 'device'",
-                getattr(self, name),
-            )
+            allowed = "0 in a bank, which mixes codes of single stems: use input 'device'"
+            _require(self.input != "bank" or not getattr(self, name), name, allowed, getattr(self, name))
 
 
 @dataclass
@@ -211,7 +199,7 @@ class GenerationDefaults:
     """How the exported separator decodes unless it is told otherwise; fields of transformers' GenerationConfig.
 
     Args:
-        do_sample: draw codes instead of taking the most likely ones; temperature, top_k and top_p limit the draws.
+        do_sample: sample codes instead of taking the most likely ones; temperature, top_k and top_p limit the samples.
     """
 
     do_sample: bool = False
@@ -338,6 +326,7 @@ def _merge(base: dict, changes: dict) -> dict:
     return merged
 
 
+# Not OmegaConf or draccus: training runs where torch, transformers, accelerate and PyYAML are all there is.
 def build(kind: type, values: dict, place: str = ""):
     """A dataclass from a mapping; `place` is where it stands, for errors.
 

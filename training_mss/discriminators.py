@@ -11,6 +11,9 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
+from processing_mss.filtering_mss import stft
+
+from .codec_losses import HANN_ENERGY
 from .configuration import DiscriminatorConfig
 
 SLOPE = 0.1  # of the leaky rectifiers
@@ -56,15 +59,7 @@ class SpectrumDiscriminator(nn.Module):
         self.convolutions = nn.ModuleList(map(weight_norm, layers))
 
     def forward(self, waveform: torch.Tensor) -> list[torch.Tensor]:
-        window = torch.hann_window(self.n_fft, device=waveform.device)
-        spectrum = torch.stft(
-            waveform.float(),
-            self.n_fft,
-            self.n_fft // 4,
-            window=window / window.norm(),  # noise of RMS 1 has power 1 in every bin, at every FFT size
-            pad_mode="constant",
-            return_complex=True,
-        )
+        spectrum = stft(waveform.float(), self.n_fft) / (HANN_ENERGY * self.n_fft) ** 0.5
         parts = torch.view_as_real(spectrum).permute(0, 3, 2, 1)  # (B, 2, frames, bins)
         return _feature_maps(parts, self.convolutions)
 

@@ -17,10 +17,11 @@ from torch import nn
 from torch.nn import functional
 from transformers import HubertConfig, HubertModel
 
-from modeling_mss.quantization_hcodec import kmeans, nearest_rows, process_rank_and_count, sum_over_processes
+from modeling_mss.quantization_hcodec import nearest_rows
 from modeling_mss.semantic_hcodec import decimate
 from processing_mss.feature_extraction_mss import log_mel_spectrogram
 
+from .codebooks import kmeans, process_rank_and_count, sum_over_processes
 from .configuration import HubertStageConfig, TrainingConfig
 from .stage import Stage, StepLoss, unwrapped
 

@@ -11,7 +11,7 @@ from processing_mss.filtering_mss import istft, masks_at_bins, masks_at_frames, 
 
 from .configuration import TrainingConfig
 from .separator_step import ENCODER, PLAYER, SeparatorStage
-from .stage import StepLoss
+from .stage import StepLoss, samples_of, scores_by_stem
 
 N_FFT = 2048  # of the score, at 48 kHz
 AUDIBLE_SHARE = 0.05  # of the mixture's energy: stems 13 dB below it are not scored in a crop of a few seconds
@@ -71,17 +71,10 @@ class MaskStage(SeparatorStage):
         audible = energy > AUDIBLE_SHARE * mixture.square().mean(dim=-1, keepdim=True)
         ratios = torch.where(audible, ratios, torch.nan)
         scores = {"loss": output.mask_loss * torch.ones(len(mixture), device=mixture.device)}
-        scores["usdr"] = ratios.nanmean(dim=1)
-        return scores | {f"usdr/{stem}": ratio for stem, ratio in zip(self.model.config.stems, ratios.unbind(dim=1))}
+        return scores | scores_by_stem("usdr", ratios, self.model.config.stems)
 
     def demonstrate(self, batch: dict) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Samples alone: `validate` has scored all crops already."""
         masks = self.model.masks(self.features(batch)["input_features"][:1])
-        samples = {"mixture": batch["mixture"][0]}
-        estimates = self.separate(masks, batch["mixture"][:1])[0]
-        for stem, reference, estimate in zip(self.model.config.stems, batch["stems"][0], estimates):
-            samples |= {f"{stem}_reference": reference, f"{stem}_masked": estimate}
-        return {}, samples
-
-    def describe(self, metrics: dict[str, torch.Tensor]) -> dict[str, float]:
-        return {name: value.item() for name, value in metrics.items()}
+        masked = self.separate(masks, batch["mixture"][:1])
+        return {}, samples_of(self.model.config.stems, batch["mixture"], reference=batch["stems"], masked=masked)

@@ -75,6 +75,7 @@ def averaged(module: nn.Module) -> dict[str, torch.Tensor]:
     return trainable(module) | statistics
 
 
+# Not torch's AveragedModel: it copies the frozen codec too, averages every buffer or none, and takes twice as long.
 class WeightAverage:
     """Exponential moving average of what a module learns (see `averaged`), in float32.
 

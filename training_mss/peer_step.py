@@ -23,7 +23,7 @@ from data_mss.labelling.bs_roformer import build_bs_roformer
 from data_mss.scores import si_sdr, usdr
 
 from .configuration import PeerStageConfig, TrainingConfig
-from .stage import Stage, StepLoss, unwrapped
+from .stage import Stage, StepLoss, samples_of, scores_by_stem, unwrapped
 
 PLAYER = "peer"
 SAMPLING_RATE = 48000
@@ -92,18 +92,13 @@ class PeerStage(Stage):
         scores = {name: loss * ones for name, loss in self.losses(self.model, batch).items()}
         estimates = self.separate(batch["mixture"])
         for name, score in (("usdr", usdr), ("si_sdr", si_sdr)):
-            ratios = score(estimates, references)  # (B, S)
-            scores[name] = ratios.nanmean(dim=1)
-            scores |= {f"{name}/{stem}": ratio for stem, ratio in zip(self.stems, ratios.unbind(dim=1))}
+            scores |= scores_by_stem(name, score(estimates, references), self.stems)
         return scores
 
     def demonstrate(self, batch: dict) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Samples alone: `validate` has scored all crops already."""
-        estimates = self.separate(batch["mixture"][:1])[0]
-        samples = {"mixture": batch["mixture"][0]}
-        for stem, reference, estimate in zip(self.stems, batch["stems"][0], estimates):
-            samples |= {f"{stem}_reference": reference, f"{stem}_estimate": estimate}
-        return {}, samples
+        estimate = self.separate(batch["mixture"][:1])
+        return {}, samples_of(self.stems, batch["mixture"], reference=batch["stems"], estimate=estimate)
 
     def export(self, directory: str | os.PathLike) -> None:
         """`htdemucs.safetensors`, or `bs_roformer.ckpt` and `bs_roformer.yaml`."""

@@ -19,13 +19,13 @@ from processing_mss.filtering_mss import fft_size, istft, power, ratio_masks, st
 from .codec_losses import filter_mixture
 from .configuration import StageConfig, TrainingConfig
 from .run_state import load_learned_weights
-from .stage import Stage, StepLoss, unwrapped
+from .stage import Stage, StepLoss, samples_of, scores_by_stem, unwrapped
 from .throughput import training_flops
 
 PLAYER = "separator"
 FROZEN_CODEC = "codec."
 ENCODER = "encoder"
-NUM_DRAWS = 8  # decodings whose power is averaged in validation
+NUM_SAMPLES = 8  # decodings whose power is averaged in validation
 TABLES_OF_STEMS = {"track_embedding.weight", "encoder.mask_head.out.weight", "encoder.mask_head.out.bias"}
 
 
@@ -226,16 +226,9 @@ class SeparatorStage(Stage):
         }
         scores = {}
         for name, estimate in estimates.items():
-            ratios = si_sdr(estimate, references)  # (B, S)
-            scores[f"si_sdr_{name}"] = ratios.nanmean(dim=1)
-            for stem, ratio in zip(self.model.config.stems, ratios.unbind(dim=1)):
-                scores[f"si_sdr_{name}/{stem}"] = ratio
-        samples = {"mixture": mixture[0]}
-        for index, stem in enumerate(self.model.config.stems):
-            samples[f"{stem}_reference"] = references[0, index]
-            samples[f"{stem}_generated"] = generated[0, index]
-            samples[f"{stem}_expected"] = estimates["expected"][0, index]
-        return scores, samples
+            scores |= scores_by_stem(f"si_sdr_{name}", si_sdr(estimate, references), self.model.config.stems)
+        heard = {"reference": references, "generated": generated, "expected": estimates["expected"]}
+        return scores, samples_of(self.model.config.stems, mixture, **heard)
 
     def _filter_by_expectation(self, inputs: dict[str, torch.Tensor], mixture: torch.Tensor) -> torch.Tensor:
         """Stems cut out of mixtures `(B, T)` by the mean power of several sampled decodings, `(B, S, T)`.
@@ -243,12 +236,12 @@ class SeparatorStage(Stage):
         A Wiener filter wants the power that is expected, and a model that has learned little chooses silence too often
         when greedy.
         """
-        sampling = {"do_sample": True, "top_p": 0.9, "num_return_sequences": NUM_DRAWS, "seed": 0}
+        sampling = {"do_sample": True, "top_p": 0.9, "num_return_sequences": NUM_SAMPLES, "seed": 0}
         output = self.model.generate(**inputs, **sampling, output_latents=True)
         latents = output.acoustic_latents.flatten(0, 1), output.semantic_latents.flatten(0, 1)
-        draws = self.model.codec.decode_latents(*latents).audio_values.unflatten(0, (len(mixture), NUM_DRAWS, -1))
+        samples = self.model.codec.decode_latents(*latents).audio_values.unflatten(0, (len(mixture), NUM_SAMPLES, -1))
         n_fft = fft_size(self.processor.sampling_rate)
-        masks = ratio_masks(power(stft(draws, n_fft)).mean(dim=1))
+        masks = ratio_masks(power(stft(samples, n_fft)).mean(dim=1))
         return istft(masks * stft(mixture, n_fft)[:, None], mixture.shape[-1])
 
     @property
@@ -260,8 +253,8 @@ class SeparatorStage(Stage):
     def tokens_per_crop(self) -> int:
         config = self.model.config
         prefix = self.code_frames * config.prefix_frames_per_code_frame // config.prefix_stride
-        num_blocks = len(config.stems) // config.num_lanes
-        return 1 + prefix + num_blocks * (2 * self.code_frames + 1)
+        num_segments = len(config.stems) // config.num_lanes
+        return 1 + prefix + num_segments * (2 * self.code_frames + 1)
 
     @cached_property
     def flops_per_crop(self) -> float:
@@ -273,9 +266,9 @@ class SeparatorStage(Stage):
     def describe(self, metrics: dict[str, torch.Tensor]) -> dict[str, float]:
         """One number per stem and layer."""
         described = {name: metrics[name].item() for name in ("loss", "mask_loss") if name in metrics}
-        for kind in ("loss", "accuracy"):
-            table = metrics["codebook_losses" if kind == "loss" else "codebook_accuracies"].tolist()
-            for stem, row in zip(self.model.config.stems, table):
+        for kind, name in (("loss", "codebook_losses"), ("accuracy", "codebook_accuracies")):
+            table = metrics.get(name, torch.empty(0))  # not of masks alone
+            for stem, row in zip(self.model.config.stems, table.tolist()):
                 described |= {f"{kind}/{stem}/{layer:02d}": value for layer, value in enumerate(row)}
         return described
 

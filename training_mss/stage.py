@@ -34,6 +34,20 @@ def unwrapped(player: nn.Module) -> nn.Module:
     return extract_model_from_parallel(player, keep_torch_compile=False)
 
 
+def scores_by_stem(name: str, ratios: torch.Tensor, stems: list[str]) -> dict[str, torch.Tensor]:
+    """Scores `(B, S)` as `validate` gives them: the mean over stems under `name`, and each as `name/STEM`, `(B,)`."""
+    return {name: ratios.nanmean(dim=1)} | {f"{name}/{stem}": ratios[:, index] for index, stem in enumerate(stems)}
+
+
+def samples_of(stems: list[str], mixture: torch.Tensor, **tracks: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The first crop of a batch as `demonstrate` gives it: the mixture `(B, T)`, and of `tracks` `(B, S, T)`, by kind,
+    every stem as `STEM_KIND`."""
+    samples = {"mixture": mixture[0]}
+    for index, stem in enumerate(stems):
+        samples |= {f"{stem}_{kind}": track[0, index] for kind, track in tracks.items()}
+    return samples
+
+
 class Stage(ABC):
     """One of the trainings.
 
