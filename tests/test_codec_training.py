@@ -50,21 +50,21 @@ def make_batch(sounds: torch.Tensor, num_samples: int = 15360) -> dict:
 
 
 def train(stage: CodecStage, batch: dict, steps: range, learning_rate: float = 4e-3) -> list[list[str]]:
-    """Names of the players of each step."""
+    """Names of the networks of each step."""
     optimizers = {
-        name: torch.optim.AdamW([p for p in player.parameters() if p.requires_grad], learning_rate)
-        for name, player in stage.players.items()
+        name: torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], learning_rate)
+        for name, network in stage.networks.items()
     }
-    players = []
+    networks = []
     for step in steps:
-        players.append([])
+        networks.append([])
         for step_loss in stage.step(batch, step):
             step_loss.loss.backward()
-            torch.nn.utils.clip_grad_norm_(stage.players[step_loss.player].parameters(), 5.0)
-            optimizers[step_loss.player].step()
-            optimizers[step_loss.player].zero_grad()
-            players[-1].append(step_loss.player)
-    return players
+            torch.nn.utils.clip_grad_norm_(stage.networks[step_loss.network].parameters(), 5.0)
+            optimizers[step_loss.network].step()
+            optimizers[step_loss.network].zero_grad()
+            networks[-1].append(step_loss.network)
+    return networks
 
 
 def test_scales_of_spectral_losses():
@@ -163,17 +163,17 @@ def test_discriminator_learns_to_tell_noise_from_sines():
 
 def test_adversaries_join_at_their_step_and_learn_from_their_own_loss_only(hubert_dir, four_sounds):
     stage, batch = make_stage(hubert_dir), make_batch(four_sounds)
-    assert list(stage.players) == ["discriminator", "codec"]
+    assert list(stage.networks) == ["discriminator", "codec"]
     assert train(stage, batch, range(1, 4)) == [["codec"], ["discriminator", "codec"], ["discriminator", "codec"]]
 
     losses = stage.step(batch, 5)
-    discriminator = stage.players["discriminator"]
+    discriminator = stage.networks["discriminator"]
     assert next(losses).metrics.keys() == {"discriminator", "score_real", "score_decoded"}
     step_loss = next(losses)
     assert all(parameter.requires_grad for parameter in discriminator.parameters())
     step_loss.loss.backward()
     assert all(parameter.grad is None for parameter in discriminator.parameters())
-    codec = stage.players["codec"]
+    codec = stage.networks["codec"]
     assert [name for name, p in codec.named_parameters() if p.requires_grad and p.grad is None] == []
     names = ["mel", "stft", "waveform", "commitment", "semantic", "adversarial", "feature_matching"]
     weights = stage.config.losses
@@ -184,16 +184,16 @@ def test_adversaries_join_at_their_step_and_learn_from_their_own_loss_only(huber
 
     silent = {name: torch.zeros_like(value) for name, value in batch.items()}
     for step_loss in stage.step(silent, 5):
-        stage.players[step_loss.player].zero_grad()
+        stage.networks[step_loss.network].zero_grad()
         step_loss.loss.backward()
-        gradients = [p.grad for p in stage.players[step_loss.player].parameters() if p.grad is not None]
+        gradients = [p.grad for p in stage.networks[step_loss.network].parameters() if p.grad is not None]
         assert step_loss.loss.isfinite() and all(gradient.isfinite().all() for gradient in gradients)
 
 
 def test_losses_without_weight_are_not_computed(hubert_dir, four_sounds):
     losses = CodecLossConfig(0, 0, 0, 0, 0, ratio_mask=1.0, adversarial=0, feature_matching=0)
     stage = make_stage(hubert_dir, SMALL, losses, quantizer_dropout=0.5)
-    assert list(stage.players) == ["codec"]
+    assert list(stage.networks) == ["codec"]
     (step_loss,) = stage.step(make_batch(four_sounds), 5)
     assert step_loss.loss == step_loss.metrics["ratio_mask"] and "mel" not in step_loss.metrics
     step_loss.loss.backward()

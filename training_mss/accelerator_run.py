@@ -254,8 +254,8 @@ class AcceleratorRun:
     def run(self) -> None:
         """All stages, in an order in which one that is cut off leaves the most."""
         with ThreadPoolExecutor(3) as pool:
-            for lane in [pool.submit(lane) for lane in (self.songs, self.masks, self.codecs)]:
-                lane.result()
+            for task in [pool.submit(task) for task in (self.songs, self.masks, self.codecs)]:
+                task.result()
         for name, work in (("separator", self.separator), ("score", self.score), ("paper_speed", self.paper_speed)):
             if not self.processes.ending.is_set():
                 self.stage(name, work)

@@ -52,26 +52,26 @@ class CodecStage(Stage):
             CodebookTraining(quantizer, codec.config)
         if not self.config.losses.semantic:
             codec.semantic_decoder.requires_grad_(False)  # nothing else trains it; distributed training would wait
-        self.players: dict[str, nn.Module] = {CODEC: codec}
+        self.networks: dict[str, nn.Module] = {CODEC: codec}
         if self._is_adversarial():
-            self.players = {DISCRIMINATOR: CodecDiscriminator(self.config.discriminator), CODEC: codec}
+            self.networks = {DISCRIMINATOR: CodecDiscriminator(self.config.discriminator), CODEC: codec}
         self.code_counts: torch.Tensor | None = None  # (2, Q, codebook_size), moving average
 
     def _is_adversarial(self) -> bool:
         has_weight = self.config.losses.adversarial or self.config.losses.feature_matching
         return bool(has_weight) and self.config.discriminator.start_step is not None
 
-    def optimizer_config(self, player: str) -> OptimizerConfig:
-        return self.config.discriminator.optimizer if player == DISCRIMINATOR else self.config.optimizer
+    def optimizer_config(self, network: str) -> OptimizerConfig:
+        return self.config.discriminator.optimizer if network == DISCRIMINATOR else self.config.optimizer
 
     @property
     def codec(self) -> HCodecModel:
-        """The player in its plain form."""
-        return unwrapped(self.players[CODEC])
+        """The network in its plain form."""
+        return unwrapped(self.networks[CODEC])
 
     def step(self, batch: dict, step: int) -> Iterator[StepLoss]:
         clips = batch["stems"].flatten(0, 1)  # (N, T), N = B S
-        output = self.players[CODEC](clips, num_codebooks=self._draw_num_codebooks(clips))
+        output = self.networks[CODEC](clips, num_codebooks=self._draw_num_codebooks(clips))
         estimates = output.audio_values
         adversarial = self._is_adversarial() and step >= self.config.discriminator.start_step
         if adversarial:
@@ -116,7 +116,7 @@ class CodecStage(Stage):
 
     def _discriminator_loss(self, clips: torch.Tensor, estimates: torch.Tensor) -> StepLoss:
         # One call for both: a distributed module must not run forward twice before it runs backward.
-        maps = self.players[DISCRIMINATOR](torch.cat((clips, estimates)))
+        maps = self.networks[DISCRIMINATOR](torch.cat((clips, estimates)))
         real, fake = ([[level.chunk(2)[half] for level in levels] for levels in maps] for half in (0, 1))
         loss = discriminator_loss(real, fake)
         scores = {
@@ -128,7 +128,7 @@ class CodecStage(Stage):
     def _adversarial_losses(self, clips: torch.Tensor, estimates: torch.Tensor) -> dict[str, torch.Tensor]:
         weights = self.config.losses
         # Unwrapped: this pass trains the codec only, and must not set off the exchange of discriminator gradients.
-        with _without_gradients(unwrapped(self.players[DISCRIMINATOR])) as discriminator:
+        with _without_gradients(unwrapped(self.networks[DISCRIMINATOR])) as discriminator:
             fake = discriminator(estimates)
             losses = {}
             if weights.adversarial:

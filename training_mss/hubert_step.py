@@ -4,7 +4,7 @@
     targets, first:               k-means of log-mel frames
     targets, from relabel_step:   k-means of hidden states of a frozen copy of what was learned so far (the teacher)
 
-What the targets are made of is state of the player, so a checkpoint restores it. N processes do what one process does
+What the targets are made of is state of the network, so a checkpoint restores it. N processes do what one process does
 with N times the batch: k-means, masks and the mean of the loss all range over all clips.
 """
 
@@ -25,7 +25,7 @@ from .codebooks import kmeans, process_rank_and_count, sum_over_processes
 from .configuration import HubertStageConfig, TrainingConfig
 from .stage import Stage, StepLoss, unwrapped
 
-PLAYER = "hubert"
+HUBERT = "hubert"
 SAMPLING_RATE = 16000
 DECIMATION = 3  # from 48 kHz
 HOP_LENGTH = 320  # samples at 16 kHz
@@ -176,12 +176,12 @@ class HubertStage(Stage):
         model = HubertPretraining(hubert_config, self.config)
         if self.config.gradient_checkpointing:
             model.hubert.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.players = {PLAYER: model}
+        self.networks = {HUBERT: model}
 
     @property
     def model(self) -> HubertPretraining:
-        """The player in its plain form."""
-        return unwrapped(self.players[PLAYER])
+        """The network in its plain form."""
+        return unwrapped(self.networks[HUBERT])
 
     def prepare_step(self, batch: dict, step: int) -> None:
         """Make targets from the first batch, and new ones from the first batch at or after `relabel_step`."""
@@ -195,7 +195,7 @@ class HubertStage(Stage):
         waveforms = _clips(batch)
         # Drawn for the clips of all processes, of which each takes its own: independent of how many share the batch.
         masks = self._masks(waveforms, num_processes, seed=step)[rank * len(waveforms) :][: len(waveforms)]
-        losses, hits, targets = self._predict(self.players[PLAYER], waveforms, masks)
+        losses, hits, targets = self._predict(self.networks[HUBERT], waveforms, masks)
         audible = (_rms(waveforms) > SILENCE)[:, None]
         masked, unmasked = masks & audible, ~masks & audible
         # The mean over processes of sum / (count / processes) is the mean over all frames, also for gradients.
@@ -207,7 +207,7 @@ class HubertStage(Stage):
             "unmasked_accuracy": (hits & unmasked).sum() / counts[1].clamp(min=1),
             "perplexity": _perplexity(targets, audible, self.model.num_units),
         }
-        yield StepLoss(PLAYER, loss, metrics)
+        yield StepLoss(HUBERT, loss, metrics)
 
     @torch.no_grad()
     def validate(self, batch: dict) -> dict[str, torch.Tensor]:
@@ -238,10 +238,10 @@ class HubertStage(Stage):
         masks = span_masks(*shape, self.config.mask_probability, self.config.mask_length, seed)
         return masks.to(waveforms.device, non_blocking=True)
 
-    def _predict(self, player: nn.Module, waveforms: torch.Tensor, masks: torch.Tensor):
+    def _predict(self, network: nn.Module, waveforms: torch.Tensor, masks: torch.Tensor):
         """Cross-entropy and whether the prediction is right, at all frames, and the targets; each `(N, L)`."""
         targets = self.model.units(waveforms)
-        logits = player(waveforms, masks)[..., : self.model.num_units].float()
+        logits = network(waveforms, masks)[..., : self.model.num_units].float()
         losses = functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
         return losses, logits.argmax(dim=-1) == targets, targets
 

@@ -89,18 +89,18 @@ class Training:
         self.config = stage.config
         self.state = RunState()
         self.optimizers, self.schedulers = {}, {}
-        for name, player in stage.players.items():
+        for name, network in stage.networks.items():
             config = stage.optimizer_config(name)
-            player = synchronised(player, accelerator.num_processes, accelerator.device)
-            optimizer = build_optimizer(player, config)
+            network = synchronised(network, accelerator.num_processes, accelerator.device)
+            optimizer = build_optimizer(network, config)
             scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(config))
-            prepared = accelerator.prepare(player, optimizer, scheduler)
-            stage.players[name], self.optimizers[name], self.schedulers[name] = prepared
+            prepared = accelerator.prepare(network, optimizer, scheduler)
+            stage.networks[name], self.optimizers[name], self.schedulers[name] = prepared
         decay = self.config.ema_decay
-        self.plain = {name: unwrapped(player) for name, player in stage.players.items()}
-        self.averages = {name: WeightAverage(player, decay) for name, player in self.plain.items() if decay}
+        self.plain = {name: unwrapped(network) for name, network in stage.networks.items()}
+        self.averages = {name: WeightAverage(network, decay) for name, network in self.plain.items() if decay}
         accelerator.register_for_checkpointing(self.state, *self.averages.values())
-        keep_frozen_weights_out(accelerator, stage.players, stage.frozen)
+        keep_frozen_weights_out(accelerator, stage.networks, stage.frozen)
         self.stop_signal = False
         self.interrupted = False  # a signal to any process ended the run before its last step
         self.closing_seconds = 0.0  # what the last checkpoint and validation took
@@ -185,31 +185,31 @@ class Training:
             batch = next(batches)
             if micro_step == 0:
                 self.stage.prepare_step(batch, self.state.step)
-            with self.accelerator.accumulate(*self.stage.players.values()):
+            with self.accelerator.accumulate(*self.stage.networks.values()):
                 for part in self.stage.step(batch, self.state.step):
                     self.accelerator.backward(part.loss)
                     if self.accelerator.sync_gradients:
-                        skipped |= not self._step(part.player)
+                        skipped |= not self._step(part.network)
                     for name, value in part.metrics.items():
                         value = value.detach().float() / micro_steps
                         totals[name] = totals[name] + value if name in totals else value
         self._count_skipped(skipped)
         return totals
 
-    def _step(self, player: str) -> bool:
-        """Update a player; False if its gradient is not finite, and nothing was changed.
+    def _step(self, network: str) -> bool:
+        """Update a network; False if its gradient is not finite, and nothing was changed.
 
         The norm is that of the gradient summed over all processes, so that they all decide alike.
         """
-        config, optimizer = self.stage.optimizer_config(player), self.optimizers[player]
-        parameters = trainable(self.stage.players[player]).values()
+        config, optimizer = self.stage.optimizer_config(network), self.optimizers[network]
+        parameters = trainable(self.stage.networks[network]).values()
         norm = self.accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
         finite = bool(torch.isfinite(norm))
         if finite:
             optimizer.step()
-            if player in self.averages:
-                self.averages[player].update(self.plain[player])
-        self.schedulers[player].step()
+            if network in self.averages:
+                self.averages[network].update(self.plain[network])
+        self.schedulers[network].step()
         optimizer.zero_grad(set_to_none=True)
         return finite
 
@@ -263,17 +263,17 @@ class Training:
         return {score: sum(of_source.values()) / len(of_source), **of_source}
 
     def _keep_best(self, means: dict[str, float]) -> None:
-        """Called while the players have the weights that were scored."""
+        """Called while the networks have the weights that were scored."""
         best = self.state.best_scores.get(self.stage.score, -math.inf)
         if means[self.stage.score] > best:
             self.state.best_step, self.state.best_scores = self.state.step, means
             if self.accelerator.is_main_process:
-                for name, player in self.plain.items():
+                for name, network in self.plain.items():
                     with writing(self._best_weights(name)):
-                        save_learned_weights(player, self._best_weights(name), self.stage.frozen)
+                        save_learned_weights(network, self._best_weights(name), self.stage.frozen)
 
-    def _best_weights(self, player: str) -> Path:
-        return self.options.output_dir / "best" / f"{player}.safetensors"
+    def _best_weights(self, network: str) -> Path:
+        return self.options.output_dir / "best" / f"{network}.safetensors"
 
     def _mean_over_crops(self, values: torch.Tensor) -> float:
         """Of all processes; those with fewer crops are filled up with NaN, which does not count."""
@@ -281,7 +281,7 @@ class Training:
         return self.accelerator.gather(padded).nanmean().item()
 
     def averaged_weights(self) -> ExitStack:
-        """A context in which the players have their averaged weights, if averages are kept."""
+        """A context in which the networks have their averaged weights, if averages are kept."""
         stack = ExitStack()
         for name, average in self.averages.items():
             stack.enter_context(average.in_place_of(self.plain[name]))
@@ -293,9 +293,9 @@ class Training:
         For the main process alone.
         """
         with self.averaged_weights():
-            for name, player in self.plain.items():
+            for name, network in self.plain.items():
                 if self.state.best_step:
-                    load_learned_weights(player, self._best_weights(name), self.stage.frozen)
+                    load_learned_weights(network, self._best_weights(name), self.stage.frozen)
             self.stage.export(directory)
 
     def _resume(self) -> None:
@@ -356,8 +356,8 @@ class Training:
         self.stop_signal = True
 
     def _set_mode(self, train: bool) -> None:
-        for player in self.stage.players.values():
-            player.train(train)
+        for network in self.stage.networks.values():
+            network.train(train)
 
     def _averaged(self, totals: dict[str, torch.Tensor], num_steps: int) -> dict[str, float]:
         means = {name: self.accelerator.reduce(value / num_steps, "mean") for name, value in totals.items()}

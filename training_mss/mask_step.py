@@ -10,7 +10,7 @@ from modeling_mss import MssForConditionalGeneration
 from processing_mss.filtering_mss import istft, masks_at_bins, masks_at_frames, stft
 
 from .configuration import TrainingConfig
-from .separator_step import ENCODER, PLAYER, SeparatorStage
+from .separator_step import ENCODER, SEPARATOR, SeparatorStage
 from .stage import StepLoss, samples_of, scores_by_stem
 
 N_FFT = 2048  # of the score, at 48 kHz
@@ -46,8 +46,8 @@ class MaskStage(SeparatorStage):
             parameter.requires_grad_(name.startswith(f"{ENCODER}."))
 
     def step(self, batch: dict, step: int) -> Iterator[StepLoss]:
-        output = self.players[PLAYER](**self.mask_inputs(batch), return_logits=False)
-        yield StepLoss(PLAYER, output.mask_loss, {"loss": output.mask_loss.detach()})
+        output = self.networks[SEPARATOR](**self.mask_inputs(batch), return_logits=False)
+        yield StepLoss(SEPARATOR, output.mask_loss, {"loss": output.mask_loss.detach()})
 
     def mask_inputs(self, batch: dict) -> dict[str, torch.Tensor]:
         """What the model's `forward` reads."""

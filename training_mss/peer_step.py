@@ -25,7 +25,7 @@ from data_mss.scores import si_sdr, usdr
 from .configuration import PeerStageConfig, TrainingConfig
 from .stage import Stage, StepLoss, samples_of, scores_by_stem, unwrapped
 
-PLAYER = "peer"
+PEER = "peer"
 SAMPLING_RATE = 48000
 
 
@@ -48,7 +48,7 @@ class PeerStage(Stage):
         self.architecture = self.config.model.architecture
         self.arguments = self._arguments()
         model = _bs_roformer(self.arguments) if self.architecture == "bs_roformer" else _htdemucs(self.arguments)
-        self.players: dict[str, nn.Module] = {PLAYER: model}
+        self.networks: dict[str, nn.Module] = {PEER: model}
 
     def _arguments(self) -> dict:
         """Of the network: the configuration's, and what this stage is about."""
@@ -64,8 +64,8 @@ class PeerStage(Stage):
 
     @property
     def model(self) -> nn.Module:
-        """The player in its plain form."""
-        return unwrapped(self.players[PLAYER])
+        """The network in its plain form."""
+        return unwrapped(self.networks[PEER])
 
     def losses(self, model: nn.Module, batch: dict) -> dict[str, torch.Tensor]:
         """Scalars, "loss" first: what is sent back."""
@@ -76,8 +76,8 @@ class PeerStage(Stage):
         return {"loss": loss, "waveform": waveform, "stft": stft}
 
     def step(self, batch: dict, step: int) -> Iterator[StepLoss]:
-        losses = self.losses(self.players[PLAYER], batch)
-        yield StepLoss(PLAYER, losses["loss"], {name: loss.detach() for name, loss in losses.items()})
+        losses = self.losses(self.networks[PEER], batch)
+        yield StepLoss(PEER, losses["loss"], {name: loss.detach() for name, loss in losses.items()})
 
     def separate(self, mixture: torch.Tensor) -> torch.Tensor:
         """Mixtures `(B, T)` -> stems `(B, S, T)`."""

@@ -1,7 +1,7 @@
 """Where a run stands, and its checkpoints.
 
 A checkpoint is a folder `checkpoints/step-00001000`: Accelerate's state (optimisers, schedules, random generators), the
-weights of each player without what is frozen, the run's state, and a list of all files with their SHA-256. It is
+weights of each network without what is frozen, the run's state, and a list of all files with their SHA-256. It is
 written under a temporary name and renamed: what has its final name is whole, unless the machine went down before the
 disk had it all, or somebody changed it. Such a one is renamed to `step-00001000.damaged-1` when a run resumes, and the
 one before it counts.
@@ -236,18 +236,18 @@ def save_checkpoint(accelerator: Accelerator, output_dir: str | os.PathLike, ste
     return folder
 
 
-def keep_frozen_weights_out(accelerator: Accelerator, players: dict[str, nn.Module], frozen: tuple[str, ...]) -> None:
-    """Let checkpoints hold `NAME.safetensors` per player, without the weights whose names start with `frozen`."""
+def keep_frozen_weights_out(accelerator: Accelerator, networks: dict[str, nn.Module], frozen: tuple[str, ...]) -> None:
+    """Let checkpoints hold `NAME.safetensors` per network, without the weights whose names start with `frozen`."""
 
     def save(models, weights, folder):
         if accelerator.is_main_process:
-            for name, player in players.items():
-                save_learned_weights(unwrapped(player), Path(folder) / f"{name}.safetensors", frozen)
+            for name, network in networks.items():
+                save_learned_weights(unwrapped(network), Path(folder) / f"{name}.safetensors", frozen)
         weights.clear()
 
     def load(models, folder):
-        for name, player in players.items():
-            load_learned_weights(unwrapped(player), Path(folder) / f"{name}.safetensors", frozen)
+        for name, network in networks.items():
+            load_learned_weights(unwrapped(network), Path(folder) / f"{name}.safetensors", frozen)
         models.clear()
 
     accelerator.register_save_state_pre_hook(save)

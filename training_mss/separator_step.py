@@ -22,7 +22,7 @@ from .run_state import load_learned_weights
 from .stage import Stage, StepLoss, samples_of, scores_by_stem, unwrapped
 from .throughput import training_flops
 
-PLAYER = "separator"
+SEPARATOR = "separator"
 FROZEN_CODEC = "codec."
 ENCODER = "encoder"
 NUM_SAMPLES = 8  # decodings whose power is averaged in validation
@@ -77,7 +77,7 @@ class SeparatorStage(Stage):
         model.config.outputs = model.config.possible_outputs
         model.config.num_candidates = training_config.separator.model.get("num_candidates", model.config.num_candidates)
         model.generation_config = GenerationConfig(**dataclasses.asdict(training_config.separator.generation))
-        self.players = {PLAYER: model}
+        self.networks = {SEPARATOR: model}
         self.processor = _processor_of(model.config, self.config.crops.crop_s)
 
     def choose_what_learns(self, model: MssForConditionalGeneration, init_from: str | None) -> None:
@@ -113,7 +113,7 @@ class SeparatorStage(Stage):
 
     def _from_separator(self, init_from: str) -> MssForConditionalGeneration:
         """A trained separator, for the stems of this configuration."""
-        weights = Path(init_from) / f"{PLAYER}.safetensors"
+        weights = Path(init_from) / f"{SEPARATOR}.safetensors"
         if weights.is_file():  # a checkpoint: learned weights only
             model = self._with_codec(MssForConditionalGeneration(self._configuration()))
             others = tuple(f"{name}." for name, _ in model.named_children() if name != ENCODER)
@@ -147,8 +147,8 @@ class SeparatorStage(Stage):
 
     @property
     def model(self) -> MssForConditionalGeneration:
-        """The player in its plain form."""
-        return unwrapped(self.players[PLAYER])
+        """The network in its plain form."""
+        return unwrapped(self.networks[SEPARATOR])
 
     @torch.no_grad()
     def tokenise(self, stems: torch.Tensor) -> torch.Tensor:
@@ -183,7 +183,7 @@ class SeparatorStage(Stage):
         inputs = self.model_inputs(batch)
         if self.model.config.mask_head and not self.training_config.separator.freeze_encoder:
             inputs["stem_powers"] = self.stem_powers(batch)
-        output = self.players[PLAYER](**inputs, return_logits=False)
+        output = self.networks[SEPARATOR](**inputs, return_logits=False)
         metrics = {
             "loss": output.loss.detach(),
             "codebook_losses": output.codebook_losses,
@@ -191,7 +191,7 @@ class SeparatorStage(Stage):
         }
         if output.mask_loss is not None:
             metrics["mask_loss"] = output.mask_loss.detach()
-        yield StepLoss(PLAYER, output.loss, metrics)
+        yield StepLoss(SEPARATOR, output.loss, metrics)
 
     def validate(self, batch: dict) -> dict[str, torch.Tensor]:
         """Loss and accuracies, by stem, each the mean over the batch; `ends_by_itself` is the share of codebooks that

@@ -18,20 +18,20 @@ class StepLoss:
     """A loss for the loop to send back.
 
     Args:
-        player: whose weights it trains, a key of `Stage.players`.
+        network: whose weights it trains, a key of `Stage.networks`.
         loss: scalar, a mean over the batch.
         metrics: tensors for the log, detached, "loss" among them; the loop averages them over steps and processes (see
             `describe`).
     """
 
-    player: str
+    network: str
     loss: torch.Tensor
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-def unwrapped(player: nn.Module) -> nn.Module:
-    """A player in its plain form, neither distributed nor compiled: its names of weights are those of every run."""
-    return extract_model_from_parallel(player, keep_torch_compile=False)
+def unwrapped(network: nn.Module) -> nn.Module:
+    """A network in its plain form, neither distributed nor compiled: its names of weights are those of every run."""
+    return extract_model_from_parallel(network, keep_torch_compile=False)
 
 
 def scores_by_stem(name: str, ratios: torch.Tensor, stems: list[str]) -> dict[str, torch.Tensor]:
@@ -56,17 +56,17 @@ class Stage(ABC):
     also `audio_codes` `(B, S, 2 F, Q)`, but not `estimated`.
 
     Attributes:
-        players: the modules that are trained, in the order of their updates. The loop replaces them by their prepared
+        networks: the modules that are trained, in the order of their updates. The loop replaces them by their prepared
             (distributed, autocast) forms: call these for training.
         frozen: prefixes of names of weights that never change; checkpoints leave them out.
         partly_known: whether the stage learns from crops of which some stems are known as a sum only.
         tokens_per_crop: positions that the model reads; None where it reads no tokens.
         score: name of the validation score by which the best weights are kept and exported, higher is better; None: the
             last ones are.
-        flops_per_crop: floating-point operations of the players, forward and backward; None: not counted.
+        flops_per_crop: floating-point operations of the networks, forward and backward; None: not counted.
     """
 
-    players: dict[str, nn.Module]
+    networks: dict[str, nn.Module]
     frozen: tuple[str, ...] = ()
     partly_known: bool = False
     score: str | None = None
@@ -78,10 +78,10 @@ class Stage(ABC):
         self.config = config
 
     def to(self, device: torch.device) -> None:  # noqa: B027 (not every stage has something to move)
-        """Move what is needed besides the players, such as a frozen tokeniser."""
+        """Move what is needed besides the networks, such as a frozen tokeniser."""
 
-    def optimizer_config(self, player: str) -> OptimizerConfig:
-        """Of this player's optimiser."""
+    def optimizer_config(self, network: str) -> OptimizerConfig:
+        """Of this network's optimiser."""
         return self.config.optimizer
 
     def prepare_step(self, batch: dict, step: int) -> None:  # noqa: B027 (nor starts from data)
@@ -89,7 +89,7 @@ class Stage(ABC):
 
     @abstractmethod
     def step(self, batch: dict, step: int) -> Iterator[StepLoss]:
-        """Losses of a batch, one per player that learns at this step. Each is sent back, and its player updated,
+        """Losses of a batch, one per network that learns at this step. Each is sent back, and its network updated,
         before the next one is asked for."""
 
     @abstractmethod
@@ -107,4 +107,4 @@ class Stage(ABC):
 
     @abstractmethod
     def export(self, directory: str | os.PathLike) -> None:
-        """Write what `from_pretrained` loads. Called in one process, players in their plain form."""
+        """Write what `from_pretrained` loads. Called in one process, networks in their plain form."""
