@@ -51,7 +51,7 @@ def main():
         "masked": {"output": "masked"},
         "filtered": {"output": "filtered"},
         "filtered_vocals": {"output": "filtered", "stems": ["vocals"]},
-        "filtered_one_draw": {"output": "filtered", "num_candidates": 1},
+        "filtered_one_candidate": {"output": "filtered", "num_candidates": 1},
         "generated": {"output": "generated"},
     }
     systems = {

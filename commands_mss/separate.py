@@ -6,10 +6,10 @@ examples:
   mss-lm separate song.mp3 --two_stems vocals           vocals.wav and no_vocals.wav, for karaoke
   mss-lm separate a.wav b.wav --filename "{stem}/{track}.{ext}"
 
-Songs of any length take the same memory. A song whose stems are all there, made from the same song with the same
-options (a comment in their tags tells), is left as it is, so a run that was stopped goes on where it was; --overwrite
-separates it again. Other files are never replaced without --overwrite, and songs never. What a damaged file has lost is
-silent in the stems, and a warning tells where.
+Songs of up to half an hour are kept in memory, longer ones are read block by block. A song whose stems are all there,
+made from the same song with the same options (a comment in their tags tells), is left as it is, so a run that was
+stopped goes on where it was; --overwrite separates it again. Other files are never replaced without --overwrite, and
+songs never. What a damaged file has lost is silent in the stems, and a warning tells where.
 
 exit codes: 0 all songs are separated, 1 some are not, 2 wrong usage, 130 interrupted
 """
@@ -137,16 +137,16 @@ def run(options: argparse.Namespace) -> int:
     del settings["batch_size"]  # it changes nothing
     settings["model"] = model_digest(pipe.model, pipe.processor)
 
-    problems = [ValueError(problem) for problem in (*problems, *more)]
+    problems += more
     for problem in problems:
-        fail("mss-lm separate", problem)
+        fail("mss-lm separate", ValueError(problem))
     for song, paths in plan:
         try:
             print(separate_file(pipe, song, paths, stems, settings, options), flush=True)
         except Exception as error:  # the other songs are not lost by it
             if isinstance(error, OSError) and error.filename is None:  # the system's own, about a temporary file
                 error = OSError(f"{song.path} is not separated: {error.strerror or error}.")
-            problems.append(error)
+            problems.append(str(error))  # not the error, whose traceback holds on to the song
             fail("mss-lm separate", error)
     return 1 if problems else 0
 

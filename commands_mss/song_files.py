@@ -206,7 +206,7 @@ def is_done(song: SongFile, paths: list[Path], comments: list[str]) -> bool:
 
 @contextlib.contextmanager
 def work_folder(output_dir: Path) -> Iterator[Path]:
-    """A folder for unfinished files, inside `output_dir`; it goes, and so do those that a kill left there."""
+    """A folder for unfinished files, inside `output_dir`. It is deleted at the end; so are those of killed runs."""
     output_dir.mkdir(parents=True, exist_ok=True)
     remove_abandoned(output_dir)
     lock = output_dir / f"{WORK_PREFIX}{uuid4().hex[:12]}.lock"

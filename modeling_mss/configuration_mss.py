@@ -242,7 +242,7 @@ class MssConfig(CheckedConfig, PreTrainedConfig):
         return [*(["masked"] if self.mask_head else []), "filtered", "generated"]
 
     @property
-    def num_lanes(self) -> int:
+    def tracks_per_position(self) -> int:
         """Tracks that share a position: 1, or all of them in parallel generation."""
         return len(self.stems) if self.track_generation == "parallel" else 1
 
@@ -267,7 +267,7 @@ class MssConfig(CheckedConfig, PreTrainedConfig):
                 f"`codec_config.stride` must be a multiple of 2 and of `prefix_stride` ({self.prefix_stride}), got "
                 f"{self.prefix_frames_per_code_frame}: a code frame is two positions, and merged frames of the mixture."
             )
-        num_codes = self.num_lanes * self.num_codebooks * self.codebook_size
+        num_codes = self.tracks_per_position * self.num_codebooks * self.codebook_size
         require_affordable(4 * num_codes * self.decoder_config.hidden_size, "Tables and heads of the codes")
         if not self.outputs or not set(self.outputs) <= set(self.possible_outputs):
             raise ValueError(

@@ -298,11 +298,11 @@ class MssGenerationMixin(GenerationMixin):
         mixture = self.encode_mixture(input_features, input_values)
         prefix = mixture.prefix
         tracks = [names.index(stem) for stem in stems]
-        num_segments = 1 + max(tracks) if self.config.num_lanes == 1 else 1
+        num_segments = 1 + max(tracks) if self.config.tracks_per_position == 1 else 1
         grammar = TokenGrammar(prefix.shape[1], self.num_code_frames(prefix), num_segments)
         noise = self._noise(seed, num_candidates, grammar, prefix) if settings.do_sample else None
         results = (len(prefix) * num_candidates, num_segments, grammar.codes_per_segment)
-        num_codes = self.config.num_lanes * self.config.num_codebooks
+        num_codes = self.config.tracks_per_position * self.config.num_codebooks
         state = DecodeState(
             grammar=grammar,
             logits_processor=LogitsProcessorList(logits_processor or []),
@@ -317,7 +317,7 @@ class MssGenerationMixin(GenerationMixin):
         if output_latents:
             quantizers = self.codec.acoustic_quantizer, self.codec.semantic_quantizer
             state.codebooks = [quantizer.codebooks.float() for quantizer in quantizers]
-            size = self.config.num_lanes * self.config.codec_config.latent_size
+            size = self.config.tracks_per_position * self.config.codec_config.latent_size
             state.latents = prefix.new_empty(*results, size, dtype=torch.float32)
         self.prefill(prefix, state.cache)
         for segment in range(num_segments):
@@ -340,5 +340,5 @@ class MssGenerationMixin(GenerationMixin):
         if len(seeds) != len(prefix):
             raise ValueError(f"`seed` must be an int or one for each of {len(prefix)} windows, got {len(seeds)}.")
         seeds = [candidate for window in seeds for candidate in self.derive_seeds(window, range(num_candidates))]
-        num_values = self.config.num_lanes * self.config.num_codebooks * self.config.codebook_size
+        num_values = self.config.tracks_per_position * self.config.num_codebooks * self.config.codebook_size
         return CounterNoise(seeds, grammar.num_segments * grammar.codes_per_segment, num_values, prefix.device)

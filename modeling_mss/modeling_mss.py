@@ -72,16 +72,16 @@ class MssCodeEmbedding(nn.Module):
 
     def __init__(self, config: MssConfig):
         super().__init__()
-        self.num_lanes, self.num_codebooks = config.num_lanes, config.num_codebooks
+        self.tracks_per_position, self.num_codebooks = config.tracks_per_position, config.num_codebooks
         self.codebook_size, self.hidden_size = config.codebook_size, config.decoder_config.hidden_size
         self.learned = config.code_embedding == "learned"
         if self.learned:
-            rows = 2 * config.num_lanes * config.num_codebooks * config.codebook_size
+            rows = 2 * config.tracks_per_position * config.num_codebooks * config.codebook_size
             self.table = nn.EmbeddingBag(rows, self.hidden_size, mode="sum")
         else:
             latent_size = config.codec_config.latent_size
             self.projections = nn.ModuleList(
-                [nn.Linear(config.num_lanes * latent_size, self.hidden_size, bias=False) for _ in range(2)]
+                [nn.Linear(config.tracks_per_position * latent_size, self.hidden_size, bias=False) for _ in range(2)]
             )
 
     def forward(self, codes: torch.Tensor, path: int, quantizer: nn.Module, dtype: torch.dtype) -> torch.Tensor:
@@ -94,7 +94,7 @@ class MssCodeEmbedding(nn.Module):
             offsets = torch.arange(shape[-1], device=codes.device) + path * shape[-1]
             rows = (codes + offsets * self.codebook_size).reshape(-1, shape[-1])
             return self.table(rows).view(*shape[:-1], self.hidden_size)
-        per_track = codes.reshape(-1, self.num_lanes, self.num_codebooks).transpose(1, 2)  # (N, Q, tracks)
+        per_track = codes.reshape(-1, self.tracks_per_position, self.num_codebooks).transpose(1, 2)  # (N, Q, tracks)
         latents = quantizer.decode(per_track)  # (N, D, tracks)
         latents = latents.transpose(1, 2).flatten(1).to(dtype)
         return self.projections[path](latents).view(*shape[:-1], self.hidden_size)
@@ -174,7 +174,7 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
                 nn.Linear(values, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
             )
         self.decoder = LlamaModel(config.decoder_config)
-        num_heads = config.num_lanes * config.num_codebooks
+        num_heads = config.tracks_per_position * config.num_codebooks
         self.acoustic_head = nn.Linear(hidden_size, num_heads * (config.codebook_size + 1), bias=False)
         self.semantic_head = nn.Linear(hidden_size, num_heads * config.codebook_size, bias=False)
         self.codec = HCodecModel(config.codec_config)
@@ -294,16 +294,16 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
         """Hidden states `(..., H)` -> `(..., tracks, Q, V + 1)` (acoustic) or `(..., tracks, Q, V)` (semantic)."""
         head = self.acoustic_head if path == ACOUSTIC else self.semantic_head
         logits = head(hidden_states.flatten(0, -2))  # bitsandbytes takes no more than three axes
-        return logits.view(*hidden_states.shape[:-1], self.config.num_lanes, self.config.num_codebooks, -1)
+        return logits.view(*hidden_states.shape[:-1], self.config.tracks_per_position, self.config.num_codebooks, -1)
 
     def to_segments(self, audio_codes: torch.Tensor) -> torch.Tensor:
         """Codes by stem `(B, stems, 2 F, Q)` -> by position `(B, segments, 2 F, tracks * Q)`."""
-        codes = audio_codes.unflatten(1, (-1, self.config.num_lanes))
+        codes = audio_codes.unflatten(1, (-1, self.config.tracks_per_position))
         return codes.transpose(2, 3).flatten(3)
 
     def to_stems(self, codes: torch.Tensor) -> torch.Tensor:
         """The inverse of `to_segments`."""
-        codes = codes.unflatten(3, (self.config.num_lanes, -1))
+        codes = codes.unflatten(3, (self.config.tracks_per_position, -1))
         return codes.transpose(2, 3).flatten(1, 2)
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import io
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -43,9 +44,10 @@ CONTAINERS = ("wav", "w64", "aiff", "caf", "flac", "ogg", "mp3", "aac", "mov", "
 GAP_S = 0.01  # between the times of two frames: shorter ones are rounding, not loss
 MAX_GAP_S = 10  # that is believed where headers do not say how long all is
 MAX_LOST_S = 3600  # in all: a damaged time must not be silence without an end
-KEPT_VALUES = 1800 * 48000 * 2  # half an hour of stereo at 48 kHz: 0.7 GB
+KEPT_S = 1800  # of a song that is kept in memory
+KEPT_VALUES = KEPT_S * 48000 * 2  # samples of all its channels: 0.7 GB
 MAX_LOST_SHARE = 0.5  # of what is read: beyond, the file is refused
-PIECE_SAMPLES = 2**16  # of silence at once
+SILENCE_SAMPLES = 2**16  # at once
 
 Pieces = Iterator[np.ndarray]  # of decoded audio, (channels, samples) float32
 
@@ -93,7 +95,8 @@ class AudioReader(contextlib.AbstractContextManager):
 
     Opening decodes the whole file, because the headers of some formats only estimate the length. So errors come now
     and not after an hour, and `num_samples` is exact. Up to half an hour of music is kept in memory and never decoded
-    again (`KEPT_VALUES`); of a longer file nothing is kept, and every pass decodes it anew. A URL is downloaded once.
+    again (`KEPT_S`, `KEPT_VALUES`); of a longer file nothing is kept, and every pass decodes it anew. A URL is
+    downloaded once.
 
     Attributes:
         name: of the source, for messages.
@@ -125,40 +128,37 @@ class AudioReader(contextlib.AbstractContextManager):
         decoding, kept = self._decode(), []
         for piece in decoding:
             self.num_channels = len(piece)
-            if decoding.num_samples * self.num_channels <= KEPT_VALUES:
+            is_short = decoding.num_samples <= KEPT_S * decoding.sampling_rate
+            if is_short and decoding.num_samples * self.num_channels <= KEPT_VALUES:
                 kept.append(piece)
             else:
                 kept.clear()
         decoding.check_losses(strict)
-        self.is_kept = bool(kept)
-        self._waveform = np.concatenate(kept, axis=1) if kept else None
+        self.is_kept, self._kept = bool(kept), kept
         self.num_samples, self.sampling_rate = decoding.num_samples, decoding.sampling_rate
         self.losses = decoding.losses
-        self._passes = contextlib.ExitStack()
+        self._passes = weakref.WeakSet()  # a pass holds its reader: what is done with goes at once, with its song
 
     def __exit__(self, *exception):
         """Close the file, also for passes that have not reached its end."""
-        self._passes.close()
+        for blocks in list(self._passes):
+            blocks.close()
 
     def blocks(self, block_samples: int) -> Iterator[np.ndarray]:
         """From the beginning, `(channels, block_samples)` float32 each; the last block is shorter if need be."""
         if block_samples < 1:
             raise ValueError(f"`block_samples` must be at least 1, got {block_samples}.")
         blocks = self._blocks(block_samples)
-        self._passes.callback(blocks.close)
+        self._passes.add(blocks)
         return blocks
 
     def _decode(self) -> "_Decoding":
         return _Decoding(self.name, self._source, self._max_seconds, self._on_read)
 
     def _blocks(self, block_samples: int) -> Iterator[np.ndarray]:
-        if self.is_kept:
-            for start in range(0, self.num_samples, block_samples):
-                yield np.ascontiguousarray(self._waveform[:, start : start + block_samples])
-            return
         held, num_held = [], 0
-        decoding = self._decode()
-        for samples in decoding:
+        pieces = self._kept if self.is_kept else self._decode()
+        for samples in pieces:
             held.append(samples)
             num_held += samples.shape[1]
             if num_held >= block_samples:
@@ -167,10 +167,10 @@ class AudioReader(contextlib.AbstractContextManager):
                 ready = joined.shape[1] - num_held
                 held = [joined[:, ready:]]
                 for start in range(0, ready, block_samples):
-                    yield np.ascontiguousarray(joined[:, start : start + block_samples])
-        if decoding.num_samples != self.num_samples:
+                    yield joined[:, start : start + block_samples].copy()
+        if not self.is_kept and pieces.num_samples != self.num_samples:
             raise AudioReadError(
-                f"{self.name} changed while it was read: it had {self.num_samples} samples, now {decoding.num_samples}."
+                f"{self.name} changed while it was read: it had {self.num_samples} samples, now {pieces.num_samples}."
             )
         if num_held:
             yield np.concatenate(held, axis=1)
@@ -381,5 +381,5 @@ def _as_array(frame: "av.AudioFrame") -> np.ndarray:
 
 
 def _silence(num_channels: int, num_samples: int) -> Pieces:
-    for start in range(0, num_samples, PIECE_SAMPLES):
-        yield np.zeros((num_channels, min(PIECE_SAMPLES, num_samples - start)), dtype=np.float32)
+    for start in range(0, num_samples, SILENCE_SAMPLES):
+        yield np.zeros((num_channels, min(SILENCE_SAMPLES, num_samples - start)), dtype=np.float32)

@@ -1,6 +1,8 @@
 """What a user hands over as a song, before anything of it is believed: an array, a path, a URL, or the bytes of a file.
 
 `as_waveform` checks arrays. `locate` finds files, and `Source` is all of a file that FFmpeg sees: bytes without a name.
+`counts_too_many_packets` finds an MPEG-4 index that lies. `signals_deferred` keeps Ctrl-C out of calls into C
+libraries, also for the writer.
 """
 
 import contextlib
@@ -31,7 +33,7 @@ PARENTS |= {b"meta", b"sinf", b"schi", b"tref", b"clip", b"iprp", b"ipco", b"cmo
 MAX_DEPTH = 12  # FFmpeg's is 10
 MAX_INDEX_BYTES = 2**26  # of one that is compressed
 SPARE_PACKETS = 1000
-PIECE_SAMPLES = 1024  # of PCM, which FFmpeg takes at once
+PCM_PACKET_SAMPLES = 1024  # of PCM, which FFmpeg takes at once
 
 
 class AudioReadError(ValueError):
@@ -120,7 +122,7 @@ def locate(source: str | os.PathLike | bytes) -> tuple[str, str | bytes]:
 
 
 def _shown(source: str | os.PathLike) -> str:
-    """In one line, and without what a terminal would obey."""
+    """The name in one line, control characters escaped."""
     name = os.fsdecode(source)
     return "".join(part if part.isprintable() else part.encode("unicode_escape").decode() for part in name)
 
@@ -197,7 +199,7 @@ class Source:
 
 @contextlib.contextmanager
 def signals_deferred() -> Iterator[None]:
-    """Signals that come inside of the block are answered at its end.
+    """Signals that come inside of the `with` statement are answered at its end.
 
     PyAV and soundfile drop a KeyboardInterrupt that is raised while their C library calls back into Python, and take
     the file to end there, or the disk to be full. PyAV's wheels also drop one while they make an exception of their
@@ -269,7 +271,7 @@ class _Track:
             # Samples of PCM, or of the codecs of old QuickTime, that are counted one by one and taken by the chunk.
             samples, entries = 0, list(struct.iter_unpack(">III", self._in_chunks[: len(self._in_chunks) // 12 * 12]))
             for (first, in_chunk, _), (after, _, _) in zip(entries, [*entries[1:], (self.chunks + 1, 0, 0)]):
-                samples += max(after - first, 0) * -(-in_chunk // PIECE_SAMPLES)
+                samples += max(after - first, 0) * -(-in_chunk // PCM_PACKET_SAMPLES)
         return samples * max(self.edits // 2, 1) + self.fragments  # many begin with an edit that is a pause
 
 

@@ -51,7 +51,7 @@ class AudioWriter(contextlib.AbstractContextManager):
     The file appears complete or not at all: it is written under a temporary name beside it, renamed at the end of the
     `with` block, and removed if that ends in an exception. "32f" (wav only) keeps every value; all else is cut at full
     scale. A wav with more than 4 GiB of samples (3.4 hours of stereo at 44.1 kHz in 32f) is written as RF64, the wav
-    with 64-bit sizes that current software reads, and fewer programs than wav: so only where `num_samples` needs it.
+    with 64-bit sizes. Fewer programs read RF64 than wav, so it is written only where `num_samples` says that it must.
 
     Args:
         path: its folder is made if need be.

@@ -18,7 +18,7 @@ that makes its samples equal those of the whole song. Every window is transforme
 
 Source of ratio masks: A. Liutkus and R. Badeau, "Generalized Wiener filtering with fractional power spectrograms",
 ICASSP 2015. Whoever wants to refine stems by the stereo image (expectation maximisation) finds it in the package
-norbert; on our songs it was within 0.4 dB either way (docs/separation.md).
+norbert; on our songs it was 0.2 dB better at best, and up to 0.9 dB worse (docs/separation.md).
 """
 
 import functools
@@ -58,7 +58,7 @@ class PlacedWindow:
 
     Args:
         start, length: in samples of the song.
-        weight: `(N,)` of the window's own samples in the song: `window_weight`.
+        weight: `(N,)`, at the model's rate: how much each sample of the window counts in the song (`window_weight`).
         first_frame: of the song's STFT that the powers begin with; frame l is centred on sample l * hop.
         powers: `(S, F, L)`, weighted; None without audio.
         masks: as in `WindowEstimate`.
@@ -169,7 +169,6 @@ def filter_windows(
     window_rate: int,
     mixture: Iterable[torch.Tensor],
     rest: bool = False,
-    exponent: float = 2.0,
     token_share: float = 0.5,
 ) -> Iterator[torch.Tensor]:
     """Stems of a song of any length, block by block, from estimates in windows. Both are read as they are needed.
@@ -179,7 +178,7 @@ def filter_windows(
         plan: where they begin, and the gain that brings the mixture to their level.
         window_rate: at which `plan` counts starts and overlap, in hertz (Hz).
         mixture: consecutive blocks `(C, n)` of the song at its own rate, on any device.
-        rest, exponent: see `wiener_filter`.
+        rest: see `wiener_filter`.
         token_share: see `combine_masks`, where windows have both audio and masks.
 
     Yields:
@@ -205,7 +204,7 @@ def filter_windows(
         masks = shares = None
         if seen[0].powers is not None:
             stem_power = _sum_powers(seen, first // hop, spectrum.shape[-1])
-            shares = ratio_masks(append_rest(stem_power, spectrum) if rest else stem_power, exponent)
+            shares = ratio_masks(append_rest(stem_power, spectrum) if rest else stem_power)
         if seen[0].masks is not None:
             centres = first + hop * torch.arange(spectrum.shape[-1], device=spectrum.device)
             masks = masks_at_bins(_blend_masks(seen, centres), window_rate, n_fft, plan.sampling_rate)

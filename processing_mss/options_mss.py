@@ -17,7 +17,8 @@ TOKEN_OPTIONS = (  # how tokens are sampled and used: `masked` output has none
 
 @dataclass(frozen=True)
 class SeparationOptions:
-    """Options of a call of the pipeline, where they are described; None stands for the model's or processor's own."""
+    """Options of a call, as `AudioSourceSeparationPipeline.__call__` describes them. None: the model's or the
+    processor's own."""
 
     stems: list[str] | None = None
     two_stems: str | None = None
@@ -98,15 +99,15 @@ class SeparationOptions:
     def generated_stems(self, config) -> list[str]:
         """Names of the stems of which something must be known, in the model's order or in that asked for.
 
-        All of them to sum up generated stems. The filter takes every track that is generated on the way to the last one
-        wanted, since each makes its denominator better and costs no step.
+        `generated` with `two_stems` needs all, since the others are summed up. `filtered` takes every track up to the
+        last one wanted: they are generated on the way anyway, and make the filter better.
         """
         names = list(config.stems)
         if self.output == "masked":
             return names
         if self.output == "generated":
             return names if self.two_stems else self.labels(config)
-        if config.num_lanes > 1:
+        if config.tracks_per_position > 1:
             return names
         wanted = [self.two_stems] if self.two_stems else self.labels(config)
         return names[: 1 + max(map(names.index, wanted))]

@@ -98,11 +98,11 @@ class AudioSourceSeparationPipeline(Pipeline):
         return super().__call__(inputs, windows_per_batch=batch_size, **kwargs)
 
     def stream(self, inputs, batch_size: int | None = None, **kwargs) -> StemStream:
-        """Separate one song in constant memory, however long it is; the arguments are those of a call.
+        """Separate one song and give its stems block by block, as they are ready; the arguments are those of a call.
 
-        Up to half an hour of music is decoded once and kept; a longer file is decoded block by block, four times: for
-        its length, its level, its windows, and to cut stems out of it. Stems come as they are ready, except with
-        clip_mode="rescale", which has to know the loudest sample first.
+        A file of up to half an hour is decoded once and kept. A longer one is decoded block by block, four times, in
+        memory that does not grow: for its length, its level, its windows, and to cut stems out of it. With
+        clip_mode="rescale" nothing comes before the whole song is separated, since its loudest sample must be known.
         """
         preprocess, forward, _ = self._sanitize_parameters(windows_per_batch=batch_size, **kwargs)
         model_inputs = self.preprocess(inputs, **{**self._preprocess_params, **preprocess})

@@ -4,8 +4,9 @@
                          -> windows -> WindowSeparator -> estimates -+-> cross-faded (`stitch_blocks`), or
     Song ------------------------------------------------------------+-> masks and Wiener filter (`filter_windows`)
 
-Every arrow is an iterator of blocks that takes what it needs from the one before. A song in memory is read once and
-resampled once. Of a longer one nothing is kept: it is read again for its level, for its windows and for the filter.
+Every arrow is an iterator of blocks that takes what it needs from the one before. A song of up to half an hour is
+decoded once and resampled once, and kept. A longer one is decoded again for its level, for its windows and for the
+filter.
 """
 
 import itertools
@@ -19,7 +20,7 @@ import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import logging
 
-from .audio_reader_mss import AudioReader
+from .audio_reader_mss import KEPT_S, AudioReader
 from .audio_source_mss import as_waveform, check_layout
 from .filtering_mss import WindowEstimate, filter_windows
 from .options_mss import CLIP_MODES, SeparationOptions
@@ -119,7 +120,8 @@ def _separate(
     def read_mono() -> Iterator[torch.Tensor]:
         return processor.mono_blocks(song.blocks(), song.sampling_rate)
 
-    mono = list(read_mono()) if song.is_kept else None  # resampled once
+    is_short = song.is_kept and song.num_samples <= KEPT_S * song.sampling_rate
+    mono = list(read_mono()) if is_short else None  # resampled once
     plan = replace(plan, gain=processor.input_gain(mean_square(mono or read_mono())))
     scaled = (block * plan.gain for block in mono or read_mono())
     separator = WindowSeparator(model, processor, options)
@@ -231,8 +233,8 @@ class WindowSeparator:
         be averaged come as `(N, S, T)`.
 
         Args:
-            first: index of the first window in the song: it says which noise a window gets, so that a song's stems are
-                the same in batches of any size, and how far the song is done.
+            first: index of the first window in the song. Seeds depend on it, so batches of any size give the same
+                stems, and so does the progress that is reported.
         """
         rows = batch.to(self.model.device)
         masks = audio = [None] * len(batch)
@@ -306,7 +308,7 @@ def window_bytes(config, window_samples: int, num_stems: int, element_size: int)
     decoder = config.decoder_config
     num_frames = window_samples // config.codec_config.hop_length
     prefix = num_frames * config.prefix_frames_per_code_frame // config.prefix_stride
-    tracks = 1 if config.num_lanes > 1 else num_stems
+    tracks = 1 if config.tracks_per_position > 1 else num_stems
     positions = 1 + prefix + tracks * (2 * num_frames + 1)
     head_dim = decoder.hidden_size // decoder.num_attention_heads
     cache = 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * head_dim * positions

@@ -108,7 +108,7 @@ class Watch:
 
 
 def separate_to_files(path: str, files: dict[str, str], output: str, watch: Watch):
-    """Block by block, in memory that does not grow with the song."""
+    """Stems are written block by block, as they come."""
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(AudioReader(path, max_seconds=max_seconds, on_read=watch.on_read))
         watch.on_whole(reader)

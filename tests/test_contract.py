@@ -133,18 +133,18 @@ class Recorded(LogitsProcessor, BaseStreamer):
 def test_processors_of_logits_and_streamers_see_every_position(name):
     model, recorded = variant(name), Recorded()
     inputs = window(model)
-    lanes = model.config.num_lanes
+    tracks = model.config.tracks_per_position
     output = model.generate(
         **inputs, logits_processor=LogitsProcessorList([recorded]), streamer=recorded, output_latents=True
     )
     codes = output.codes
     assert codes.max() < 32 <= model.generate(**inputs).max()
-    positions = model.to_segments(codes).flatten(1, 2).unbind(dim=1)  # (2, lanes * Q) each
-    assert recorded.ended and len(recorded.streamed) == len(recorded.seen) == 40 / lanes
+    positions = model.to_segments(codes).flatten(1, 2).unbind(dim=1)  # (2, tracks * Q) each
+    assert recorded.ended and len(recorded.streamed) == len(recorded.seen) == 40 / tracks
     assert all(torch.equal(*pair) for pair in zip(recorded.streamed, positions))
     for offset, (ids, scores) in enumerate(recorded.seen[:10]):
-        assert scores.shape == (2 * lanes * 4, 64)
-        before = torch.stack([codes.new_zeros(2, lanes * 4), *positions[offset % 2 : offset : 2]], dim=-1)[..., 1:]
+        assert scores.shape == (2 * tracks * 4, 64)
+        before = torch.stack([codes.new_zeros(2, tracks * 4), *positions[offset % 2 : offset : 2]], dim=-1)[..., 1:]
         assert torch.equal(ids, before.flatten(0, 1))
 
 

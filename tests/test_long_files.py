@@ -1,6 +1,7 @@
 """Songs of any length: the same stems as in one piece, in memory that does not grow."""
 
 import ctypes
+import gc
 import platform
 import weakref
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from transformers import pipeline
 
 import mss_lm  # noqa: F401
-from processing_mss import WindowEstimate, audio_reader_mss
+from processing_mss import AudioReader, WindowEstimate, audio_reader_mss
 from processing_mss.separation_mss import WindowSeparator
 from processing_mss.windowing_mss import BlockBuffer, cross_fade, cut_windows, window_starts
 
@@ -73,7 +74,7 @@ def test_a_stream_is_the_call_in_pieces(pipe, tmp_path, output, monkeypatch):
     assert joined.dtype == np.float32 and joined.shape == (stream.num_channels, song.shape[1])
     for source in (tmp_path / "song.wav", {"array": song, "sampling_rate": RATE}):
         (stem,) = pipe(source, **options)
-        np.testing.assert_allclose(stem["audio"], joined, atol=1e-5)  # blocks of another size are read from arrays
+        np.testing.assert_array_equal(stem["audio"], joined)
 
 
 def test_what_a_file_says_wrong_is_found_before_the_first_block(pipe, tmp_path):
@@ -123,6 +124,28 @@ def test_memory_does_not_grow_with_the_song(pipe, tmp_path, echo, streamed, outp
     quarter = len(resident) // 4
     growth = max(resident[-quarter:]) - max(resident[:quarter])
     assert growth < stems_mb / 20  # all stems are 161 MB (generated: mono, 81 MB); what was measured is 1
+
+
+def test_a_song_in_memory_is_there_once_and_goes_with_its_reader(pipe, tmp_path, echo, monkeypatch):
+    song = write_song(tmp_path / "song.wav", 9)
+    kept = []
+    init = AudioReader.__init__
+    monkeypatch.setattr(
+        AudioReader, "__init__", lambda self, *a, **k: init(self, *a, **k) or kept.append(weakref.ref(self))
+    )
+    gc.disable()
+    try:
+        pipe(tmp_path / "song.wav")
+        assert len(kept) == 1 and kept[0]() is None
+    finally:
+        gc.enable()
+    reader = AudioReader(tmp_path / "song.wav")
+    for block in reader.blocks(song.shape[1]):
+        block *= 0  # a copy
+    (again,) = reader.blocks(song.shape[1])
+    np.testing.assert_array_equal(again, song)
+    monkeypatch.setattr(audio_reader_mss, "KEPT_S", 8)  # of any rate and number of channels
+    assert reader.is_kept and not AudioReader(tmp_path / "song.wav").is_kept
 
 
 def test_a_buffer_forgets_what_was_read_and_says_so():

@@ -253,7 +253,7 @@ class SeparatorStage(Stage):
     def tokens_per_crop(self) -> int:
         config = self.model.config
         prefix = self.code_frames * config.prefix_frames_per_code_frame // config.prefix_stride
-        num_segments = len(config.stems) // config.num_lanes
+        num_segments = len(config.stems) // config.tracks_per_position
         return 1 + prefix + num_segments * (2 * self.code_frames + 1)
 
     @cached_property
