@@ -1,6 +1,6 @@
 # setup: virtual environment and install. demo: separate a real song. test, check: what CI runs, with its tools.
 # robustness: odd and malformed inputs through command line, pipeline and Space, about half an hour; writes docs/robustness.md.
-# train_tiny: render songs and train all three stages on two CPU cores, in about 20 minutes.
+# train_tiny: render songs and train HuBERT, codec and separator on two CPU cores, in about 20 minutes.
 # train_demo: train masks and separator of the checkpoint that ships, in the background; the same command goes on with it.
 PYTHON ?= python3
 VENV := .venv

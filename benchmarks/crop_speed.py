@@ -24,11 +24,10 @@ from data_mss.audio_files import write_packed
 from data_mss.augmentation import StemAugmentation, random_level
 from data_mss.dataset import StemDataset
 from data_mss.device_corpus import DeviceCorpus
-from data_mss.manifest import Song
+from data_mss.manifest import STEMS, Song
 from data_mss.stem_folders import prepare_stem_folders
 from data_mss.token_bank import TokenBank
 
-STEMS = ("vocals", "drums", "bass", "other")
 FORMATS = [("wav", 44100), ("wav", 48000), ("flac", 44100), ("flac", 48000), ("mp3", 44100)]
 RATE = 48000  # of packed songs
 BATCH = 16

@@ -23,6 +23,8 @@ exit codes: 0 all is scored, 1 something failed or a metric of --metrics cannot 
 import argparse
 from pathlib import Path
 
+from data_mss.manifest import SPLITS
+
 from .errors import EXPECTED_ERRORS, fail
 from .separate import add_quality_arguments
 
@@ -63,9 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 def _add_songs(parser: argparse.ArgumentParser):
     group = parser.add_argument_group("songs")
     group.add_argument("--manifests", nargs="+", required=True, metavar="MANIFEST", help="files, or folders of them")
-    group.add_argument(
-        "--split", nargs="+", choices=["train", "validation", "test"], default=["test"], help="default: test"
-    )
+    group.add_argument("--split", nargs="+", choices=SPLITS, default=["test"], help="default: test")
     group.add_argument("--max_songs", type=int, metavar="N", help="the first N of all manifests")
     group.add_argument("--excerpt_s", type=float, metavar="S", help="length of an excerpt (default: whole songs)")
     group.add_argument(
@@ -223,7 +223,7 @@ def load_models(options: argparse.Namespace) -> list:
     from processing_mss.options_mss import TOKEN_OPTIONS
 
     asked = {key: value for key, value in vars(options).items() if key in SeparationOptions.__dataclass_fields__}
-    without = {"masked": {*TOKEN_OPTIONS, "seed"}, "filtered": set(), "generated": {"expected"}}
+    without = {"masked": {*TOKEN_OPTIONS, "seed"}, "filtered": set(), "generated": {"expected", "num_candidates"}}
     systems = []
     for given in options.model:
         name, separator, path = given.partition("=")

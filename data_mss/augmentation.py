@@ -82,9 +82,8 @@ class AugmentationConfig:
         reverb_decay_s: time in seconds in which it falls by 60 dB, log-uniform.
         reverb_wet_db: its level relative to the direct sound, in decibels, uniform.
         bus_probability: share of crops whose sum is compressed and softly clipped, see `effects.bus_gain`.
-        lossy_probability: share of crops whose mixture has been through a lossy codec, see `effects.make_lossy`;
-            their
-            stems have not.
+        lossy_probability: share of crops whose mixture, not whose stems, has been through a lossy codec, see
+            `effects.make_lossy`.
 
     Raises:
         ValueError: impossible values.

@@ -31,7 +31,7 @@ LOW_PASS_RANGE = (11000.0, 19000.0)  # hertz (Hz)
 STEP_RANGE = (0.13, 0.35)  # of the rounding up to 1 kHz, relative to the RMS of a band in a frame: 25 to 17 dB
 CORNER = 1000.0  # hertz (Hz), above which steps grow
 GROWTH = 0.83  # as a power of the frequency: 5 dB an octave
-N_FFT = 2048  # samples, about as long as the blocks of mp3
+N_FFT = 2048  # samples, about as long as the frames of mp3
 BANDS_AN_OCTAVE = 3
 
 

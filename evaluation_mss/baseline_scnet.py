@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from data_mss.labelling.bs_roformer import fit_weights, read_weights, read_yaml_with_tuples
+from data_mss.labelling.bs_roformer import WRAPPERS, fit_weights, read_weights, read_yaml_with_tuples
 from data_mss.labelling.chunks import separate_in_chunks, separate_with_channels
 
 PLACES = ("scnet/SCNet.py", "models/scnet/scnet.py")  # of the network in a clone
@@ -152,6 +152,6 @@ def load_weights(model: torch.nn.Module, checkpoint: str):
     Raises:
         ValueError: the file cannot be read safely, or it does not fit the network.
     """
-    state = read_weights(checkpoint)
+    state = read_weights(checkpoint, ("best_state", *WRAPPERS))
     state = {name.removeprefix("module."): weight for name, weight in state.items()}  # of training on several GPUs
     fit_weights(model, state, checkpoint)

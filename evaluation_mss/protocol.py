@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from .metric_inputs import MetricUnavailable, is_silent
-from .metric_table import METRICS, Metric, Sounds
+from .metric_table import Metric, Sounds
 from .roundtrip import CodecRoundTrip, mixture_gain
 from .songs import EvaluationSong
 
@@ -45,7 +45,7 @@ class SongCodec:
 def score_song(
     song: EvaluationSong,
     estimates: dict[str, torch.Tensor],
-    metrics: dict[str, Metric] = METRICS,
+    metrics: dict[str, Metric],
     codec: SongCodec | None = None,
     generative: bool = False,
 ) -> tuple[dict[str, dict[str, float | None]], dict[str, str]]:

@@ -21,7 +21,7 @@ from .songs import EvaluationSong, Excerpt
 from .systems import System
 
 GIVEN = ("mixture", "reference")  # kept for every excerpt; the bounds of these names are the same sounds
-IDENTITY_FILE = "identity.txt"  # written last: says that an excerpt is complete, of which checkpoint, and how long
+IDENTITY_FILE = "identity.txt"  # written last: the excerpt is complete; the system's identity, and the length asked for
 
 Key = tuple[str, str, str, float | None]  # system, its identity, excerpt, duration that was asked for
 

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 
 from data_mss.audio_files import PACKED_SUFFIX, open_packed
-from data_mss.manifest import Song, known_stems, read_manifest, stem_paths
+from data_mss.manifest import STEMS, Song, known_stems, read_manifest, stem_paths
 from data_mss.scores import SILENCE_RMS
 from processing_mss import read_audio, resample
 
-STEMS = ("vocals", "drums", "bass", "other")
 EQUAL_RMS = 0.05  # of each stem at equal loudness: four of them make the RMS of 0.1 that the models hear
 
 

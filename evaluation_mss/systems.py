@@ -87,6 +87,8 @@ class ModelSystem:
             if value != field.default and field.name not in ("output", "batch_size", "progress_callback"):
                 said[field.name] = value
         described = [f"{name}={value}" for name, value in said.items()]
+        if self.generative:
+            described.insert(0, "one candidate")  # earlier scores, without these words, may be of the best of several
         self.identity = ", ".join([f"checkpoint {checkpoint_hash(folder)}", output, *described])
 
     def separate(self, song: EvaluationSong) -> dict[str, torch.Tensor]:

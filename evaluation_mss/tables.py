@@ -42,7 +42,7 @@ def _introduction(summary: dict) -> str:
     text = (
         f"{summary['description']}: {_count(summary['num_songs'], 'song')}, "
         f"{_count(summary['num_excerpts'], 'excerpt')}. Means over songs, of each song over its excerpts; in brackets "
-        f"the 95 % confidence interval, from {summary['num_resamples']} bootstrap draws of songs (none for a single "
+        f"the 95 % confidence interval, from {summary['num_resamples']} bootstrap samples of songs (none for a single "
         "song); n is the number of songs in which a score is defined, where that is not all. A dash stands for no "
         "estimate, or for a score that is not defined."
     )

@@ -1,4 +1,4 @@
-"""Residual vector quantization: the quantizer of both HCodec paths. How its codebooks learn is no part of this package.
+"""Residual vector quantization: the quantizer of both HCodec paths. Codebooks learn in training_mss/codebooks.py.
 
 Shapes: B batch, D latent size, F code frames, Q codebooks (layers of the quantizer).
 """

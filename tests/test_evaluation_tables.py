@@ -115,7 +115,7 @@ GOLDEN_TABLES = """\
 # Evaluation
 
 Split test of musdb18, whole songs: 2 songs, 4 excerpts. Means over songs, of each song over its excerpts; in \
-brackets the 95 % confidence interval, from 1000 bootstrap draws of songs (none for a single song); n is the number \
+brackets the 95 % confidence interval, from 1000 bootstrap samples of songs (none for a single song); n is the number \
 of songs in which a score is defined, where that is not all. A dash stands for no estimate, or for a score that is \
 not defined.
 

@@ -14,7 +14,7 @@ from modeling_mss import MssConfig, MssForConditionalGeneration
 from modeling_mss.generation_mss import TokenGrammar
 from tests.tiny import masked_options, start_codebooks, tiny_codec, tiny_config, tiny_model, tiny_processor
 
-# Every help for small models and every ablation of the architecture, alone and together.
+# Every option for small models and every ablation of the architecture, alone and together.
 VARIANTS = {
     "paper": {},
     "prefix_stride_2": {"prefix_stride": 2},

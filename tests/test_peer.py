@@ -148,7 +148,7 @@ def test_the_shipped_tables_have_rows_that_can_be_built():
             "seed_1": ["1"],
             "seed_2": ["2"],
         }
-        helps = {}
+        options = {}
         for row, facts in table.facts.items():
             config = load_config(table.config, table.overrides(row))
             if facts["stage"] == "peer":
@@ -159,10 +159,10 @@ def test_the_shipped_tables_have_rows_that_can_be_built():
             else:
                 codec = {"num_codebooks": config.codec.model["num_codebooks"]}
                 model = MssConfig(**config.separator.model, codec_config=codec)
-                helps[row] = [model.prefix_stride, model.aligned_conditioning, model.track_embeddings]
-                helps[row] += [model.code_embedding, model.conditional_encoder, model.track_generation]
+                options[row] = [model.prefix_stride, model.aligned_conditioning, model.track_embeddings]
+                options[row] += [model.code_embedding, model.conditional_encoder, model.track_generation]
         on = [2, True, True, "codebook", "conformer", "sequential"]
-        differ = {row: [place for place in range(6) if values[place] != on[place]] for row, values in helps.items()}
+        differ = {row: [place for place in range(6) if values[place] != on[place]] for row, values in options.items()}
         singles = ["no_prefix_stride", "no_aligned_conditioning", "no_track_embeddings", "no_code_embedding"]
         expected = {"main": [], "a1": [4], "a2": [], "a3": [2, 5], "seed_1": [], "seed_2": []}
         expected |= {row: [i] for i, row in enumerate(singles)}

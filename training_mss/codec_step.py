@@ -234,7 +234,7 @@ def _require_whole(codec: HCodecModel, source: str) -> None:
 
 @contextmanager
 def _without_gradients(module: nn.Module):
-    """Inside the block no weight of `module` asks for a gradient; what is computed from its inputs has one."""
+    """Inside the `with` no weight of `module` asks for a gradient; what is computed from its inputs has one."""
     module.requires_grad_(False)
     try:
         yield module

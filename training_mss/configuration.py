@@ -18,6 +18,7 @@ from pathlib import Path
 import yaml
 
 from data_mss.augmentation import RMS_RANGE, AugmentationConfig
+from data_mss.manifest import STEMS
 
 
 @dataclass
@@ -265,7 +266,7 @@ class PeerStageConfig(StageConfig):
 class TrainingConfig:
     """A whole file: the stems, in the order in which they are generated, and a section per stage."""
 
-    stems: list[str] = field(default_factory=lambda: ["vocals", "drums", "bass", "other"])
+    stems: list[str] = field(default_factory=lambda: list(STEMS))
     hubert: HubertStageConfig = field(default_factory=HubertStageConfig)
     codec: CodecStageConfig = field(default_factory=CodecStageConfig)
     masks: MaskStageConfig = field(default_factory=MaskStageConfig)

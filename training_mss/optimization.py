@@ -98,7 +98,7 @@ class WeightAverage:
 
     @contextmanager
     def in_place_of(self, module: nn.Module):
-        """Inside the block the module has the averaged weights."""
+        """Inside the `with` the module has the averaged weights."""
         tensors = averaged(module)
         own = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         with torch.no_grad():

@@ -16,7 +16,7 @@ NO_EFFECT = ("use_torch_checkpoint", "sage_attention")
 ONLY_VALUE = {"linear_transformer_depth": 0, "skip_connection": False}
 # Defaults in which the package (four residual streams, the mean kept) differs from MSST and its published networks.
 PUBLISHED_DEFAULTS = {"num_residual_streams": 1, "zero_dc": True}
-WRAPPERS = ("best_state", "state", "state_dict", "model_state_dict")  # of weights in a checkpoint, the first one counts
+WRAPPERS = ("state", "state_dict", "model_state_dict")  # of weights in a checkpoint, the first one counts
 
 
 class _TupleLoader(yaml.SafeLoader):
@@ -174,7 +174,7 @@ def load_bs_roformer_weights(model: torch.nn.Module, checkpoint: str):
     fit_weights(model, state, checkpoint)
 
 
-def read_weights(checkpoint: str) -> dict[str, torch.Tensor]:
+def read_weights(checkpoint: str, wrappers: tuple[str, ...] = WRAPPERS) -> dict[str, torch.Tensor]:
     """Weights of a checkpoint by name, out of what trainings wrap them in.
 
     Raises:
@@ -186,7 +186,7 @@ def read_weights(checkpoint: str) -> dict[str, torch.Tensor]:
         raise ValueError(f"Cannot read the checkpoint {checkpoint} as weights alone: {error}") from error
     if not isinstance(state, dict):
         raise ValueError(f"The checkpoint {checkpoint} holds a {type(state).__name__}, not the weights of a network.")
-    while wrapper := next((name for name in WRAPPERS if isinstance(state.get(name), dict)), None):
+    while wrapper := next((name for name in wrappers if isinstance(state.get(name), dict)), None):
         state = state[wrapper]
     return state
 

@@ -1,7 +1,7 @@
 """Songs composed, sung, played and mixed here, with true stems; README.md says how one comes about, file by file."""
 
-from .corpus import make_song, prepare_render
+from .corpus import prepare_render
 from .recipe import RenderConfig
 from .song import render_song
 
-__all__ = ["RenderConfig", "make_song", "prepare_render", "render_song"]
+__all__ = ["RenderConfig", "prepare_render", "render_song"]

@@ -133,7 +133,7 @@ def reverberate(waveform: np.ndarray, response: np.ndarray) -> np.ndarray:
 
 
 def loudness(waveform: np.ndarray) -> float:
-    """Integrated loudness in LUFS after ITU-R BS.1770-4: K weighting, 400 ms blocks, both gates. -inf for silence."""
+    """Integrated loudness in LUFS after ITU-R BS.1770-4: K weighting, frames of 400 ms, both gates. -inf for silence."""
     # The standard's two filters at 48 kHz: the head's shelf, then a high-pass.
     sections = np.array(
         [
@@ -145,13 +145,13 @@ def loudness(waveform: np.ndarray) -> float:
     weighted = signal.sosfilt(sections, waveform.astype(np.float64))
     count = max(weighted.shape[1] // hop, 1)
     power = np.sum(np.pad(weighted, ((0, 0), (0, hop)))[:, : count * hop].reshape(2, count, hop) ** 2, axis=(0, 2))
-    blocks = np.convolve(power, np.ones(min(4, count)), mode="valid") / (hop * min(4, count))
-    levels = -0.691 + 10 * np.log10(blocks + 1e-20)
-    loud = blocks[levels > -70]
+    frames = np.convolve(power, np.ones(min(4, count)), mode="valid") / (hop * min(4, count))
+    levels = -0.691 + 10 * np.log10(frames + 1e-20)
+    loud = frames[levels > -70]
     if not len(loud):
         return float("-inf")
     relative = -0.691 + 10 * np.log10(loud.mean()) - 10
-    return float(-0.691 + 10 * np.log10(blocks[levels > max(relative, -70)].mean()))
+    return float(-0.691 + 10 * np.log10(frames[levels > max(relative, -70)].mean()))
 
 
 def active_rms(waveform: np.ndarray) -> np.float32:

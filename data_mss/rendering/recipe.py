@@ -1,5 +1,6 @@
 """What a rendered corpus is made of, and what was decided about each of its songs."""
 
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -68,6 +69,11 @@ class RenderConfig:
     split: str | None = None
 
     def __post_init__(self):
+        for name, value in vars(self).items():  # of `Path`s, which recipes could not hold
+            if name == "soundfonts" or name.endswith("_dirs"):
+                setattr(self, name, tuple(map(os.fspath, value)))
+            elif name.endswith("_dir") and value is not None:
+                setattr(self, name, os.fspath(value))
         if not self.soundfonts:
             raise ValueError("Rendering needs at least one soundfont (see docs/rendering.md for how to install two).")
         for path in self.soundfonts:
@@ -79,7 +85,8 @@ class RenderConfig:
             if name.endswith("_dir"):
                 require(value is None or Path(value).is_dir(), name, "a folder", value)
             elif name.endswith("_dirs"):
-                require(all(Path(folder).is_dir() for folder in value), name, "folders", value)
+                for folder in value:
+                    require(Path(folder).is_dir(), name, "folders", folder)
             elif name.endswith("_share"):
                 require(0 <= value <= 1, name, "in 0-1", value)
 
@@ -96,7 +103,7 @@ class RenderConfig:
 @dataclass
 class Played:
     """A part as it was played: by which soundfont, kit or bass (base name of the file or folder), or by the synthesizer
-    (`synth`); `groove` names the performance that drums are from."""
+    (`synth`); `groove` names the performance that drums are from. `player` is the name in recipe.json of what plays."""
 
     name: str
     stem: str
@@ -181,7 +188,7 @@ def files_of_split(paths: list[T], split: str) -> list[T]:
 
 
 def random_numbers(seed: int, index: int, topic: str) -> np.random.Generator:
-    """Random numbers of one topic of one song: one topic's draws do not shift another's."""
+    """Random numbers of one topic of one song: one topic's random numbers do not shift another's."""
     return np.random.default_rng([seed, index, TOPICS.index(topic)])
 
 

@@ -162,9 +162,9 @@ def choose_players(
     of_stem: dict[str, str | BassSynth] = {}
     if config.drums_dirs and samples_rng.random() < config.sampled_drums_share:
         of_stem["drums"] = str(samples_rng.choice(config.drums_dirs))
-    rng = random_numbers(config.seed, index, "synthesizer")
-    if rng.random() < config.synthesizer_share:
-        of_stem["bass"] = draw_bass_synth(rng)
+    synth_rng = random_numbers(config.seed, index, "synthesizer")
+    if synth_rng.random() < config.synthesizer_share:
+        of_stem["bass"] = draw_bass_synth(synth_rng)
     elif config.bass_dirs and samples_rng.random() < config.sampled_bass_share:
         of_stem["bass"] = str(samples_rng.choice(config.bass_dirs))
     return [of_stem.get(part.stem, soundfont) for part, soundfont in zip(parts, soundfonts)]
