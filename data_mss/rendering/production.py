@@ -133,7 +133,7 @@ def reverberate(waveform: np.ndarray, response: np.ndarray) -> np.ndarray:
 
 
 def loudness(waveform: np.ndarray) -> float:
-    """Integrated loudness in LUFS after ITU-R BS.1770-4: K weighting, frames of 400 ms, both gates. -inf for silence."""
+    """Integrated loudness in LUFS (ITU-R BS.1770-4: K weighting, frames of 400 ms, both gates); -inf for silence."""
     # The standard's two filters at 48 kHz: the head's shelf, then a high-pass.
     sections = np.array(
         [
