@@ -187,7 +187,7 @@ def test_a_killed_run_goes_on_and_finished_songs_stay(corpus, speech_dir, tmp_pa
 
 def test_another_process_renders_the_same_files(corpus, speech_dir, tmp_path):
     config = make_config(speech_dir=speech_dir, seed=5, min_seconds=6, max_seconds=6.5)
-    song = rendering.corpus.make_song(config, tmp_path, "a licence", 0)
+    song = rendering.make_song(config, tmp_path, "a licence", 0)
     assert contents(tmp_path / song.id) == contents(corpus / song.id)
 
 
