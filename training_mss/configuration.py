@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 
 from data_mss.augmentation import RMS_RANGE, AugmentationConfig
-from data_mss.manifest import STEMS
+from data_mss.manifest import STEMS, require
 
 
 @dataclass
@@ -54,18 +54,18 @@ class CropConfig(AugmentationConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        _require(self.input in ("files", "device", "bank"), "input", "'files', 'device' or 'bank'", self.input)
-        _require(self.crop_s > 0, "crop_s", "positive", self.crop_s)
-        _require(self.batch_size > 0, "batch_size", "at least 1", self.batch_size)
-        _require(0 < self.rms_range[0] <= self.rms_range[1], "rms_range", "0 < low <= high", self.rms_range)
+        require(self.input in ("files", "device", "bank"), "input", "'files', 'device' or 'bank'", self.input)
+        require(self.crop_s > 0, "crop_s", "positive", self.crop_s)
+        require(self.batch_size > 0, "batch_size", "at least 1", self.batch_size)
+        require(0 < self.rms_range[0] <= self.rms_range[1], "rms_range", "0 < low <= high", self.rms_range)
         remixed = self.input != "bank" and self.remix_probability > 0
         where = "where crops are not remixed, or in a bank, which remixes codes"
-        _require(remixed or not self.audible_probability, "audible_probability", f"0 {where}", self.audible_probability)
+        require(remixed or not self.audible_probability, "audible_probability", f"0 {where}", self.audible_probability)
         none = f"null {where}: set remix_probability or input"
-        _require(remixed or self.stem_level_db is None, "stem_level_db", none, self.stem_level_db)
+        require(remixed or self.stem_level_db is None, "stem_level_db", none, self.stem_level_db)
         for name in ("bus_probability", "lossy_probability"):
             allowed = "0 in a bank, which mixes codes of single stems: use input 'device'"
-            _require(self.input != "bank" or not getattr(self, name), name, allowed, getattr(self, name))
+            require(self.input != "bank" or not getattr(self, name), name, allowed, getattr(self, name))
 
 
 @dataclass
@@ -115,8 +115,8 @@ class StageConfig:
     generated_crops: int = 4
 
     def __post_init__(self):
-        _require(self.mixed_precision in ("no", "bf16"), "mixed_precision", "'no' or 'bf16'", self.mixed_precision)
-        _require(self.max_steps > 0, "max_steps", "at least 1", self.max_steps)
+        require(self.mixed_precision in ("no", "bf16"), "mixed_precision", "'no' or 'bf16'", self.mixed_precision)
+        require(self.max_steps > 0, "max_steps", "at least 1", self.max_steps)
 
 
 @dataclass
@@ -219,7 +219,7 @@ class MaskStageConfig(StageConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        _require(not self.model, "masks.model", "empty: the encoder is that of separator.model", self.model)
+        require(not self.model, "masks.model", "empty: the encoder is that of separator.model", self.model)
 
 
 @dataclass
@@ -252,7 +252,7 @@ class PeerModelConfig:
 
     def __post_init__(self):
         allowed = ("bs_roformer", "htdemucs")
-        _require(self.architecture in allowed, "architecture", "'bs_roformer' or 'htdemucs'", self.architecture)
+        require(self.architecture in allowed, "architecture", "'bs_roformer' or 'htdemucs'", self.architecture)
 
 
 @dataclass
@@ -370,8 +370,3 @@ def _value(hint, value, place: str):
     except ValueError:
         pass  # the same message for "abc" as for a list
     raise ValueError(f"`{place}` must be of type {getattr(hint, '__name__', None) or hint}, got {value!r}.")
-
-
-def _require(condition: bool, name: str, allowed: str, value):
-    if not condition:
-        raise ValueError(f"`{name}` must be {allowed}, got {value!r}.")
