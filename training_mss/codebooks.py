@@ -114,8 +114,8 @@ class CodebookTraining:
     """Lets the codebooks of a quantizer learn whenever it is called in training mode (VQ-VAE, appendix A.1).
 
     The vectors start from a k-means of the first batch, then follow the mean of what they are used for; those that are
-    hardly used are replaced by vectors of the batch. Forward hooks do it: every
-    call of the quantizer in training mode updates the codebooks, `encode` and evaluation mode never do.
+    hardly used are replaced by vectors of the batch. Forward hooks do it: every call of the quantizer in training mode
+    updates the codebooks, `encode` and evaluation mode never do.
 
     Args:
         config: its `codebook_decay`, `kmeans_iterations` and `dead_code_threshold` count here.
