@@ -241,6 +241,7 @@ class MssGenerationMixin(GenerationMixin):
         self,
         input_features: torch.Tensor | None = None,
         input_values: torch.Tensor | None = None,
+        encoder_outputs: ModelOutput | None = None,
         stems: list[str] | str | None = None,
         generation_config: GenerationConfig | None = None,
         logits_processor: LogitsProcessorList | None = None,
@@ -259,6 +260,7 @@ class MssGenerationMixin(GenerationMixin):
 
         Args:
             input_features, input_values: the mixture, see `encode_mixture`.
+            encoder_outputs: what `encode_mixture` gave for it, in their place.
             stems: names from `config.stems`; all if not given. Tracks are generated in the configured order up to the
                 last one asked for (all of them in parallel generation), so vocals alone take a quarter of the steps.
             generation_config: of the five settings below; what it leaves open is as saved with the model.
@@ -284,7 +286,8 @@ class MssGenerationMixin(GenerationMixin):
 
         Raises:
             ValueError: unknown stems, settings that `generate` does not follow, limits of sampling or several
-                candidates without sampling, seeds that do not fit the batch, or an input the model does not read.
+                candidates without sampling, seeds that do not fit the batch, or an input the model does not read, or
+                the mixture twice.
         """
         names = list(self.config.stems)
         stems = names if stems is None else [stems] if isinstance(stems, str) else list(stems)
@@ -295,7 +298,9 @@ class MssGenerationMixin(GenerationMixin):
         settings = sampling_settings(self.generation_config, generation_config, chosen, others)
         num_candidates = settings.num_return_sequences or 1
 
-        mixture = self.encode_mixture(input_features, input_values)
+        if encoder_outputs is not None and (input_features is not None or input_values is not None):
+            raise ValueError("`encoder_outputs` stand in place of the mixture: leave its features out.")
+        mixture = self.encode_mixture(input_features, input_values) if encoder_outputs is None else encoder_outputs
         prefix = mixture.prefix
         tracks = [names.index(stem) for stem in stems]
         num_segments = 1 + max(tracks) if self.config.tracks_per_position == 1 else 1
