@@ -19,10 +19,16 @@ import contextlib
 import os
 import sys
 import time
+from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import fail
 from .song_files import SongFile, find_songs, is_done, model_digest, plan_outputs, stem_comments, work_folder
+
+if TYPE_CHECKING:
+    from processing_mss import AudioReader
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -49,8 +55,14 @@ def add_arguments(parser: argparse.ArgumentParser):
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     parser.add_argument(
-        "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="of weights"
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="of the computation (default: bfloat16 where the processor multiplies it in hardware, GPUs since Ampere "
+        "and CPUs with AMX, else float32; the codec's last layers are in float32 in any case)",
     )
+    parser.add_argument("--shard_index", type=int, help="default: this process of an Accelerate launch")
+    parser.add_argument("--num_shards", type=int, help="default: processes of an Accelerate launch")
 
 
 def add_file_arguments(parser: argparse.ArgumentParser):
@@ -108,47 +120,47 @@ def add_quality_arguments(parser: argparse.ArgumentParser):
 
 def run(options: argparse.Namespace) -> int:
     # Imported here so that `--help` answers at once.
+    import torch
     from transformers import pipeline
     from transformers.utils import logging
 
+    from data_mss.sharding import default_device, shard_of_this_process
     from modeling_mss import MssForConditionalGeneration
-    from processing_mss import DEFAULT_MODEL, MssProcessor, SeparationOptions, check_format
+    from processing_mss import DEFAULT_MODEL, MssProcessor, SeparationOptions, check_format, fitting_dtype
 
     # All that can be wrong with the options is found before the first song, not after hours.
     check_format(options.format, options.bits)
+    shard_index, num_shards = shard_of_this_process(options.shard_index, options.num_shards)
+    device = torch.device(options.device) if options.device else default_device()
+    dtype = fitting_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)
     songs, problems = find_songs(options.inputs, options.output_dir)
     # Not by the pipeline, which tells what is wrong with a checkpoint in a page of text; so does the load report.
     name, verbosity = options.model or DEFAULT_MODEL, logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        model = MssForConditionalGeneration.from_pretrained(name, dtype=options.dtype)
+        model = MssForConditionalGeneration.from_pretrained(name, dtype=dtype)
         processor = MssProcessor.from_pretrained(name)
     except (AttributeError, KeyError, TypeError) as error:  # transformers' own, where a configuration is none
         raise ValueError(f"{name} holds no separator ({type(error).__name__}: {error}): get it again.") from error
     finally:
         logging.set_verbosity(verbosity)
-    pipe = pipeline("audio-source-separation", model=model, processor=processor, device=options.device)
+    pipe = pipeline("audio-source-separation", model=model, processor=processor, device=device)
     wanted = SeparationOptions(**call_options(options))
     wanted.check(pipe.model.config)
     stems = wanted.labels(pipe.model.config)
     plan, more = plan_outputs(songs, stems, options.output_dir, options.filename, options.format)
     settings = {**call_options(options), "bits": options.bits, "clip_mode": clip_mode_of(options)}
-    settings |= {"format": options.format, "dtype": options.dtype, "strict": options.strict}
+    settings |= {"format": options.format, "dtype": str(dtype), "strict": options.strict}
     del settings["batch_size"]  # it changes nothing
     settings["model"] = model_digest(pipe.model, pipe.processor)
 
     problems += more
+    if shard_index:
+        problems = []  # the first process tells them
     for problem in problems:
         fail("mss-lm separate", ValueError(problem))
-    for song, paths in plan:
-        try:
-            print(separate_file(pipe, song, paths, stems, settings, options), flush=True)
-        except Exception as error:  # the other songs are not lost by it
-            if isinstance(error, OSError) and error.filename is None:  # the system's own, about a temporary file
-                error = OSError(f"{song.path} is not separated: {error.strerror or error}.")
-            problems.append(str(error))  # not the error, whose traceback holds on to the song
-            fail("mss-lm separate", error)
-    return 1 if problems else 0
+    failed = separate_files(pipe, plan[shard_index::num_shards], stems, settings, options)
+    return 1 if problems or failed else 0
 
 
 def call_options(options: argparse.Namespace) -> dict:
@@ -158,23 +170,41 @@ def call_options(options: argparse.Namespace) -> dict:
     return {name: getattr(options, name) for name in names}
 
 
-def separate_file(
-    pipe, song: SongFile, paths: list[Path], stems: list[str], settings: dict, options: argparse.Namespace
-) -> str:
-    """Separate one song into files, one for each stem in order; returns a line that says what was done.
+@dataclass(frozen=True)
+class OpenSong:
+    """A song whose stems are on their way. comments: of the files at `paths`, one for each stem."""
 
-    Raises:
-        ValueError: other files are there already. And whatever reading, separating and writing raise.
+    song: SongFile
+    paths: list[Path]
+    comments: list[str]
+    reader: "AudioReader"
+
+
+def separate_files(
+    pipe,
+    plan: list[tuple[SongFile, list[Path]]],
+    stems: list[str],
+    settings: dict,
+    options: argparse.Namespace,
+) -> int:
+    """Separate songs into files, one for each stem in order, and say what was done; returns how many failed.
+
+    Windows of songs that follow each other share batches, so a song is opened before the one ahead of it is written.
     """
     from tqdm import tqdm
 
     from processing_mss import AudioReader, damage_message
 
-    comments = stem_comments(song.path, stems, settings)
-    if not options.overwrite and is_done(song, paths, comments):
-        return f"{song.path}: left as it is, its stems are there already (--overwrite separates it again)"
-    begin = time.monotonic()
-    with tqdm(desc=song.path.name, unit="step", leave=False) as bar:
+    failed, opened = 0, deque()
+
+    def report(song: SongFile, error: Exception):
+        nonlocal failed
+        failed += 1
+        if isinstance(error, OSError) and error.filename is None:  # the system's own, about a temporary file
+            error = OSError(f"{song.path} is not separated: {error.strerror or error}.")
+        fail("mss-lm separate", error)
+
+    with tqdm(unit="step", leave=False) as bar:
 
         def on_read(seconds):
             if bar.total is None:
@@ -185,29 +215,61 @@ def separate_file(
             bar.total = total
             bar.update(done - bar.n)
 
-        with AudioReader(str(song.path), strict=options.strict, on_read=on_read) as reader:
-            stream = pipe.stream(reader, **call_options(options), progress_callback=on_progress)
-            write_stems(stream, song, paths, comments, options)
-    if reader.losses:
-        print(f"mss-lm separate: warning: {damage_message(reader.name, reader.losses)}", file=sys.stderr)
-    elapsed = time.monotonic() - begin
-    duration = stream.num_samples / stream.sampling_rate
+        def readers():
+            for song, paths in plan:
+                try:
+                    comments = stem_comments(song.path, stems, settings)
+                    if not options.overwrite and is_done(song, paths, comments):
+                        done = "left as it is, its stems are there already (--overwrite separates it again)"
+                        print(f"{song.path}: {done}", flush=True)
+                        continue
+                    reader = AudioReader(str(song.path), strict=options.strict, on_read=on_read)
+                    pipe.preprocess(reader)  # refuses here what it would refuse among songs that share batches
+                except Exception as error:  # the other songs are not lost by it
+                    report(song, error)
+                    continue
+                opened.append(OpenSong(song, paths, comments, reader))
+                yield reader
+
+        begin = time.monotonic()
+        streams = pipe.stream_songs(readers(), **call_options(options), progress_callback=on_progress)
+        for stream in streams:
+            current = opened.popleft()
+            bar.set_description(current.song.path.name)
+            try:
+                with current.reader as reader:
+                    write_stems(stream, current, options)
+                if reader.losses:
+                    message = damage_message(reader.name, reader.losses)
+                    print(f"mss-lm separate: warning: {message}", file=sys.stderr)
+                written = ", ".join(map(str, current.paths))
+                print(f"{current.song.path}: {speed(stream, begin)}, wrote {written}", flush=True)
+            except Exception as error:
+                report(current.song, error)
+            begin = time.monotonic()
+            bar.reset()
+    return failed
+
+
+def speed(stream, begin: float) -> str:
+    """Of a song that was begun at this time of the monotonic clock; of short ones, a batch may hold several."""
+    elapsed, duration = time.monotonic() - begin, stream.num_samples / stream.sampling_rate
     minutes, seconds = divmod(round(duration), 60)
-    speed = f"{minutes}:{seconds:02} in {elapsed:.1f} s, {duration / elapsed:.2f} x real time"
-    return f"{song.path}: {speed}, wrote {', '.join(map(str, paths))}"
+    return f"{minutes}:{seconds:02} in {elapsed:.1f} s, {duration / elapsed:.2f} x real time"
 
 
 def clip_mode_of(options: argparse.Namespace) -> str:
     return options.clip_mode or ("none" if (options.format, options.bits) == ("wav", "32f") else "rescale")
 
 
-def write_stems(stream, song: SongFile, paths: list[Path], comments: list[str], options: argparse.Namespace):
+def write_stems(stream, current: OpenSong, options: argparse.Namespace):
     """Write all stems of a song into a work folder, and rename them when all are complete.
 
     A kill between two renames leaves some of them; the next run knows them for its own.
     """
     from processing_mss import AudioWriter, limit_blocks
 
+    paths = current.paths
     with work_folder(options.output_dir) as work:
         written = [work / f"{index}.{options.format}" for index in range(len(paths))]
         with contextlib.ExitStack() as stack:
@@ -216,13 +278,13 @@ def write_stems(stream, song: SongFile, paths: list[Path], comments: list[str], 
                 label: stack.enter_context(
                     AudioWriter(path, stream.sampling_rate, stream.num_channels, comment=comment, **layout)
                 )
-                for label, path, comment in zip(stream.labels, written, comments)
+                for label, path, comment in zip(stream.labels, written, current.comments)
             }
             for block in limit_blocks(stream, clip_mode_of(options), str(work)):
                 for label, samples in block.items():
                     writers[label].write(samples)
         if not options.overwrite:
-            is_done(song, paths, comments)  # raises if somebody has put a file there in the meantime
+            is_done(current.song, paths, current.comments)  # raises if somebody has put a file there in the meantime
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
         for source, path in zip(written, paths):

@@ -21,7 +21,7 @@ from transformers import pipeline
 
 import mss_lm  # noqa: F401  (makes transformers know the separator)
 from processing_mss import SeparationOptions, WindowEstimate, filter_windows, resample
-from processing_mss.separation_mss import WindowSeparator
+from processing_mss.estimation_mss import WindowEstimator
 from processing_mss.windowing_mss import split_windows
 
 from .signal_metrics import usdr
@@ -45,7 +45,9 @@ class Trial:
         self.plan, self.rate = processor.plan(song.mixture, rate), processor.sampling_rate
         mono = resample(song.mixture.mean(dim=0), rate, self.rate)
         windows = split_windows(mono * self.plan.gain, self.plan.starts, self.plan.window)
-        self.estimates = list(WindowSeparator(pipe.model, processor, options)(windows, self.plan.num_windows))
+        estimator, self.estimates = WindowEstimator(pipe.model, processor, options), []
+        for indices in torch.arange(len(windows)).split(estimator.fitting_batch_size()):
+            self.estimates += estimator.estimate(windows[indices], indices.tolist())
 
     def score(self, temperature: float, token_share: float) -> float:
         """`usdr`, mean of the audible stems, in dB."""

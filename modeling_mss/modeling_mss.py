@@ -235,11 +235,14 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
             return MssMixture(prefix)
         return MssMixture(prefix, mask_logits, inputs[:, None] + mask_logits.detach().log_softmax(dim=1))
 
-    def masks(self, input_features: torch.Tensor) -> torch.Tensor:
+    def masks(
+        self, input_features: torch.Tensor | None = None, encoder_outputs: MssMixture | None = None
+    ) -> torch.Tensor:
         """Which share of the mixture each stem has; needs no language model.
 
         Args:
             input_features: log-mel frames `(B, L, num_mel_bins)` of any length L.
+            encoder_outputs: what `encode_mixture` gave for them, in their place.
 
         Returns:
             `(B, stems, L, num_mel_bins)` float32; the stems add up to 1.
@@ -249,6 +252,8 @@ class MssForConditionalGeneration(MssPreTrainedModel, MssGenerationMixin):
         """
         if not self.config.mask_head:
             raise ValueError("This model has no masks: it was configured with mask_head=False.")
+        if encoder_outputs is not None:
+            return self._as_masks(encoder_outputs.mask_logits)
         _, logits = self.encoder(input_features.to(self.compute_dtype))
         return self._as_masks(logits)
 

@@ -14,6 +14,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .audio_reader_mss import AUDIO_SUFFIXES, AudioReader, AudioReadError, damage_message, read_audio, read_comment
 from .audio_writer_mss import AudioWriteError, AudioWriter, check_format, write_audio
+from .estimation_mss import fitting_dtype
 from .feature_extraction_mss import MssFeatureExtractor, log_mel_spectrogram, mel_power_spectrogram
 from .filtering_mss import WindowEstimate, filter_windows, wiener_filter
 from .options_mss import SeparationOptions
@@ -55,6 +56,7 @@ __all__ = [
     "check_format",
     "damage_message",
     "filter_windows",
+    "fitting_dtype",
     "limit_blocks",
     "log_mel_spectrogram",
     "mel_power_spectrogram",

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -12,7 +12,8 @@ from transformers.utils import logging
 
 from .audio_reader_mss import AudioReader, damage_message
 from .options_mss import SeparationOptions
-from .separation_mss import Song, StemStream, separate_song
+from .separation_mss import StemStream, separate_songs
+from .song_queue_mss import Song
 
 logger = logging.get_logger(__name__)
 
@@ -56,7 +57,8 @@ class AudioSourceSeparationPipeline(Pipeline):
         Args:
             inputs: path or URL (str), the bytes of a file, an `AudioReader` (which can limit what it reads), an array
                 `(samples,)` or `(channels, samples)` (with `sampling_rate`), or a dictionary with `array` (or `raw`)
-                and `sampling_rate`; or a list of these. What a damaged file has lost is silent, and a warning tells it.
+                and `sampling_rate`; or a list of these, which share batches. What a damaged file has lost is silent,
+                and a warning tells it.
             sampling_rate (`int`, *optional*): of an array, in hertz (Hz); 48000 if not given.
             stems (`list[str]`, *optional*): those wanted, in this order; all if not given. Where tokens are written,
                 vocals come first: alone they take a quarter of the steps.
@@ -83,7 +85,8 @@ class AudioSourceSeparationPipeline(Pipeline):
                 quieter if there are any, `"clamp"` cuts them.
             progress_callback (`Callable[[int, int], None]`): called with (steps done, steps in all) of the song, of
                 which every window has its share (404 for four stems of 4 s, 1 for `"masked"`); an exception raised in
-                it stops the separation. Steps done go back when a batch has to be repeated in halves.
+                it stops the separation. Steps done go back when a batch has to be repeated in halves. Of a list, it
+                is told of the song whose stems are waited for; the next ones may be half done when their turn comes.
 
         Returns:
             One dictionary per stem: `label`, `audio` (float32 `(channels, samples)`), `sampling_rate`. For a list of
@@ -94,7 +97,8 @@ class AudioSourceSeparationPipeline(Pipeline):
             RuntimeError: a single window does not fit into memory.
         """
         if isinstance(inputs, list):
-            return [self(song, batch_size=batch_size, **kwargs) for song in inputs]
+            streams = self.stream_songs(inputs, batch_size=batch_size, **kwargs)
+            return [self.postprocess(self._collect(stream)) for stream in streams]
         return super().__call__(inputs, windows_per_batch=batch_size, **kwargs)
 
     def stream(self, inputs, batch_size: int | None = None, **kwargs) -> StemStream:
@@ -104,10 +108,20 @@ class AudioSourceSeparationPipeline(Pipeline):
         memory that does not grow: for its length, its level, its windows, and to cut stems out of it. With
         clip_mode="rescale" nothing comes before the whole song is separated, since its loudest sample must be known.
         """
+        return next(self.stream_songs([inputs], batch_size=batch_size, **kwargs))
+
+    def stream_songs(self, inputs: Iterable, batch_size: int | None = None, **kwargs) -> Iterator[StemStream]:
+        """`stream` of each of several songs, which share batches: take the stems of one before those of the next.
+
+        A song is taken from `inputs` when a batch has room for its windows, maybe before the one ahead of it is done.
+        An error in a song is raised where its stems are taken, and the next one can be separated nevertheless; not so
+        if reading `inputs` raises one, as files do that are opened there.
+        """
         preprocess, forward, _ = self._sanitize_parameters(windows_per_batch=batch_size, **kwargs)
-        model_inputs = self.preprocess(inputs, **{**self._preprocess_params, **preprocess})
+        preprocess = {**self._preprocess_params, **preprocess}
+        songs = (self.preprocess(song, **preprocess)["song"] for song in inputs)
         options = SeparationOptions(**{**self._forward_params, **forward})
-        return separate_song(model_inputs["song"], self.model, self.processor, options)
+        return separate_songs(songs, self.model, self.processor, options)
 
     def _sanitize_parameters(
         self,
@@ -177,7 +191,12 @@ class AudioSourceSeparationPipeline(Pipeline):
         return {"song": Song.from_array(waveform, rate)}
 
     def _forward(self, model_inputs, **options):
-        stream = separate_song(model_inputs["song"], self.model, self.processor, SeparationOptions(**options))
+        songs, options = [model_inputs["song"]], SeparationOptions(**options)
+        return self._collect(next(separate_songs(songs, self.model, self.processor, options)))
+
+    @staticmethod
+    def _collect(stream: StemStream) -> dict:
+        """All blocks of a song as one array for each stem."""
         shape, position = (stream.num_channels, stream.num_samples), 0
         stems = {label: np.empty(shape, dtype=np.float32) for label in stream.labels}
         for block in stream:

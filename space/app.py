@@ -27,6 +27,7 @@ from processing_mss import (
     AudioReader,
     AudioWriter,
     damage_message,
+    fitting_dtype,
     log_mel_spectrogram,
 )
 
@@ -42,7 +43,9 @@ ADVICE = (
 )
 
 max_seconds = float(os.environ.get("MSS_MAX_SECONDS", 600))
-pipe = pipeline("audio-source-separation", model=os.environ.get("MSS_MODEL") or DEFAULT_MODEL, dtype="auto")
+device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+model_name = os.environ.get("MSS_MODEL") or DEFAULT_MODEL
+pipe = pipeline("audio-source-separation", model=model_name, device=device, dtype=fitting_dtype(device))
 stem_names, outputs = list(pipe.model.config.stems), list(pipe.model.config.outputs)
 alone, latest = threading.Lock(), None  # the Watch of the song that was begun last
 

@@ -288,6 +288,19 @@ def test_a_folder_keeps_its_shape_and_its_own_output_is_left_alone(song, tmp_pat
         assert written == ["CD1/01/vocals.wav", "CD2/01/vocals.wav"]
 
 
+def test_shards_divide_the_songs(song, tmp_path, model_dir):
+    album = tmp_path / "album"
+    album.mkdir()
+    for name in "abc":
+        (album / f"{name}.wav").write_bytes(song.read_bytes())
+    arguments = ["separate", str(album), str(tmp_path / "none.wav"), "--model", model_dir, "--stems", "vocals"]
+    arguments += ["--window_s", "0.8", "--output_dir", str(tmp_path / "out"), "--num_shards", "2", "--shard_index"]
+    assert main([*arguments, "1"]) == 1  # the fourth is not there
+    assert files_in(tmp_path / "out") == ["b/vocals.wav"]
+    assert main([*arguments, "0"]) == 0
+    assert files_in(tmp_path / "out") == [f"{name}/vocals.wav" for name in "abc"]
+
+
 def test_the_saved_generation_config_holds_unless_an_option_says_otherwise(song, tmp_path):
     model = tiny_model()
     model.generation_config = GenerationConfig(do_sample=True, top_k=3)

@@ -14,7 +14,7 @@ from transformers import pipeline
 
 import mss_lm  # noqa: F401
 from processing_mss import AudioReader, WindowEstimate, audio_reader_mss
-from processing_mss.separation_mss import WindowSeparator
+from processing_mss.estimation_mss import WindowEstimator
 from processing_mss.windowing_mss import BlockBuffer, cross_fade, cut_windows, window_starts
 
 RATE = 44100
@@ -37,13 +37,13 @@ def echo(monkeypatch):
     """In place of the model: stems that are shares of the mixture. Returns weak references to those of every window."""
     given = []
 
-    def estimate(self, batch, first, num_windows):
+    def estimate(self, batch, indices, on_step):
         stems = torch.stack([batch * share for share in (0.4, 0.3, 0.2, 0.1)], dim=1)[:, : len(self.stems)]
         estimates = [WindowEstimate(batch.shape[-1], audio) for audio in stems]
         given.extend(weakref.ref(estimate.audio) for estimate in estimates)
         return estimates
 
-    monkeypatch.setattr(WindowSeparator, "estimate", estimate)
+    monkeypatch.setattr(WindowEstimator, "estimate", estimate)
     return given
 
 

@@ -13,8 +13,16 @@ from transformers import GenerationConfig, pipeline
 
 import mss_lm  # noqa: F401
 from modeling_mss import MssConfig
-from processing_mss import AudioReadError, AudioSourceSeparationPipeline, WindowEstimate, read_audio
-from processing_mss.separation_mss import WindowSeparator, fitting_windows, window_bytes
+from processing_mss import (
+    AudioReadError,
+    AudioSourceSeparationPipeline,
+    SeparationOptions,
+    WindowEstimate,
+    read_audio,
+)
+from processing_mss.estimation_mss import WindowEstimator, fitting_windows, window_bytes
+from processing_mss.separation_mss import separate_songs
+from processing_mss.song_queue_mss import Song
 from tests.tiny import tiny_config, tiny_model, tiny_processor
 
 
@@ -104,6 +112,47 @@ def test_arrays_dictionaries_and_lists(pipe):
     check(songs[0], 44100, (2, 20000))
     check(songs[1], 8000, (1, 20000))
     assert pipe([]) == []
+
+
+def test_songs_of_a_list_share_batches_and_are_what_they_are_alone(pipe, monkeypatch):
+    lengths = (20000, 100000, 50000, 30000)  # 1, 4, 2 and 1 windows
+    songs = [{"array": (index + 1) * noise(1, length), "sampling_rate": 48000} for index, length in enumerate(lengths)]
+    options = {"output": "generated", "do_sample": True, "seed": 3, **SHORT}
+    alone = [pipe(song, **options) for song in songs]
+    indices, estimate = [], WindowEstimator.estimate
+
+    def watched(self, batch, given, on_step):
+        indices.append(given)
+        return estimate(self, batch, given, on_step)
+
+    monkeypatch.setattr(WindowEstimator, "estimate", watched)
+    together = pipe(songs, batch_size=3, **options)
+    assert indices == [[0, 0, 1], [2, 3, 0], [1, 0]]
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(audio(one), audio(other), atol=1e-4)
+
+
+def test_songs_that_share_batches_fail_alone(pipe):
+    def broken():
+        yield torch.zeros(1, 30000)
+        raise ValueError("the disk is gone")
+
+    songs = [Song.from_array(noise(1, length), 48000) for length in (20000, 20000, 700000, 20000)]
+    songs[1] = Song(48000, 1, 100000, broken)
+    options = SeparationOptions(**SHORT, output="filtered", stems=["vocals"])
+    streams, lengths = separate_songs(songs, pipe.model, pipe.processor, options), []
+    for number, stream in enumerate(streams):
+        if number == 1:
+            with pytest.raises(ValueError, match="the disk is gone"):
+                list(stream)
+        elif number == 2:
+            assert 0 < next(stream.blocks)["vocals"].shape[1] < 700000
+            left = stream
+        else:
+            lengths.append(sum(block["vocals"].shape[1] for block in stream))
+    assert lengths == [20000, 20000]
+    with pytest.raises(RuntimeError, match="before those of the next one"):
+        list(left)
 
 
 def test_stems_windows_batches_and_progress(pipe):
@@ -212,12 +261,12 @@ def steepness_at_seams(pipe, output: str, overlap: float) -> float:
 
 
 def test_windows_leave_no_clicks(pipe, monkeypatch):
-    def quarter_of_the_mixture_in_any_phase(self, batch, first, num_windows):
-        phases = torch.tensor([1.0 if index % 2 else -1.0 for index in range(first, first + len(batch))])
+    def quarter_of_the_mixture_in_any_phase(self, batch, indices, on_step):
+        phases = torch.tensor([1.0 if index % 2 else -1.0 for index in indices])
         stems = 0.25 * (batch * phases[:, None])[:, None].expand(-1, len(self.stems), -1)
         return [WindowEstimate(batch.shape[-1], audio) for audio in stems]
 
-    monkeypatch.setattr(WindowSeparator, "estimate", quarter_of_the_mixture_in_any_phase)
+    monkeypatch.setattr(WindowEstimator, "estimate", quarter_of_the_mixture_in_any_phase)
     # 1.1: in a steady sound, windows of opposite phase meet no steeper than the sound is. Without a fade it is a click.
     assert steepness_at_seams(pipe, "filtered", overlap=0.1) < 1.1
     assert steepness_at_seams(pipe, "filtered", overlap=0.0) < 1.1  # the filter's frames fade, not the windows
@@ -290,11 +339,11 @@ def test_batches_are_halved_when_memory_runs_out(pipe, monkeypatch):
     expected, sizes, generate = audio(pipe(song, **SHORT)), [], type(pipe.model).generate
     limit = 2
 
-    def short_of_memory(self, input_features, **options):
-        sizes.append(len(input_features))
-        if len(input_features) > limit:
+    def short_of_memory(self, encoder_outputs, **options):
+        sizes.append(len(encoder_outputs.prefix))
+        if sizes[-1] > limit:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return generate(self, input_features, **options)
+        return generate(self, encoder_outputs=encoder_outputs, **options)
 
     monkeypatch.setattr(type(pipe.model), "generate", short_of_memory)
     np.testing.assert_allclose(audio(pipe(song, **SHORT)), expected, atol=1e-4)
