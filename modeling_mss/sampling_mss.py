@@ -70,10 +70,14 @@ def hash_words(*words: int | torch.Tensor) -> int | torch.Tensor:
     """
     value = 0
     for word in words:
-        value = ((value + 0x9E3779B9) & MASK_32) ^ word
-        value = ((value ^ (value >> 16)) * 0x21F0AAAD) & MASK_32
-        value = ((value ^ (value >> 15)) * 0x735A2D97) & MASK_32
-        value = value ^ (value >> 15)
+        value = ((value + 0x9E3779B9) & MASK_32) ^ word  # a new tensor; what follows need not make more of them
+        value ^= value >> 16
+        value *= 0x21F0AAAD
+        value &= MASK_32
+        value ^= value >> 15
+        value *= 0x735A2D97
+        value &= MASK_32
+        value ^= value >> 15
     return value
 
 
@@ -84,20 +88,28 @@ class CounterNoise:
     """
 
     def __init__(self, seeds: Sequence[int], num_steps: int, num_values: int, device: torch.device):
-        words = torch.tensor([(seed & MASK_32, (seed >> 32) & MASK_32) for seed in seeds], device=device)
-        steps = torch.arange(num_steps, device=device)[:, None, None]
-        # Two keys `(steps, B, 1)`: one of 32 bits would be the same for two of some 2^16 pairs of row and step.
-        self.keys = [hash_words(domain, words[:, :1], words[:, 1:], steps) for domain in (0, 1)]
+        # Two keys `(2, steps, B, 1)`: one of 32 bits would be the same for two of some 2^16 pairs of row and step.
+        self.keys = torch.empty(2, num_steps, len(seeds), 1, dtype=torch.long, device=device)
         self.indices = hash_words(torch.arange(num_values, device=device))
+        self.reseed(seeds)
 
-    def uniform(self, step: int) -> torch.Tensor:
-        """`(B, num_values)` float32 in (0, 1], finest near 0."""
-        bits = hash_words(((self.indices ^ self.keys[0][step]) + self.keys[1][step]) & MASK_32)
-        return (bits.float() + 0.5) * 2.0**-32
+    def reseed(self, seeds: Sequence[int]) -> None:
+        """Start again with as many other seeds."""
+        device = self.keys.device
+        words = torch.tensor([(seed & MASK_32, (seed >> 32) & MASK_32) for seed in seeds], device=device)
+        steps = torch.arange(self.keys.shape[1], device=device)[:, None, None]
+        for domain in (0, 1):
+            self.keys[domain] = hash_words(domain, words[:, :1], words[:, 1:], steps)
 
-    def gumbel(self, step: int) -> torch.Tensor:
+    def uniform(self, step: torch.Tensor) -> torch.Tensor:
+        """`(B, num_values)` float32 in (0, 1], finest near 0; `step` `(1,)` int64, on the device."""
+        first, second = self.keys.index_select(1, step).squeeze(1)
+        bits = hash_words((self.indices ^ first).add_(second).bitwise_and_(MASK_32))
+        return bits.float().add_(0.5).mul_(2.0**-32)
+
+    def gumbel(self, step: torch.Tensor) -> torch.Tensor:
         """`(B, num_values)` float32: arg max (log p + noise) is a sample of p. A uniform 1 gives minus infinity."""
-        return -(-torch.log1p(-self.uniform(step))).log()
+        return self.uniform(step).neg_().log1p_().neg_().log_().neg_()
 
 
 class CodeSampler:
@@ -116,8 +128,8 @@ class CodeSampler:
         if generation_config.top_p not in (None, 1.0):
             self.warpers.append(TopPLogitsWarper(generation_config.top_p))
 
-    def __call__(self, logits: torch.Tensor, step: int) -> torch.Tensor:
-        """Logits of one step, `(B, ..., V)` -> `(B, ...)` int64."""
+    def __call__(self, logits: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        """Logits of one step, `(B, ..., V)` -> `(B, ...)` int64; `step` `(1,)`, on the device."""
         if self.noise is None:
             return logits.argmax(dim=-1)
         scores = logits.float().flatten(0, -2)
