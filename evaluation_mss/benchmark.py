@@ -3,6 +3,8 @@
 One run measures all, so that its numbers belong together. See `run_benchmark` for what it gives.
 """
 
+import contextlib
+import functools
 import gc
 import platform
 import resource
@@ -100,21 +102,20 @@ def measure_outputs(benchmark: Benchmark, audio: np.ndarray, path: str) -> dict[
     """Whole separations: array to stems, and file to files in the file's folder."""
     pipe, results = benchmark.pipe, {}
     for output in benchmark.outputs:
-
-        def separate(song: np.ndarray, output: str = output):
-            pipe(song, sampling_rate=RATE, output=output, seed=SEED)
-
-        def separate_file(output: str = output):
-            with AudioReader(path) as reader:
-                stream = pipe.stream(reader, output=output, seed=SEED)
-                write_stems(stream, stream.labels, stream.sampling_rate, stream.num_samples, Path(path).parent)
-
+        separate = functools.partial(pipe, sampling_rate=RATE, output=output, seed=SEED)
         benchmark.progress(f"{output}, array to stems")
         separate(warm_up_song(audio, pipe.model.device))
-        results[output] = measure(lambda separate=separate: separate(audio), benchmark, pipe.model.device)
+        results[output] = measure(functools.partial(separate, audio), benchmark)
         benchmark.progress(f"{output}, file to files")
-        results[f"{output}_files"] = measure(separate_file, benchmark, pipe.model.device)
+        results[f"{output}_files"] = measure(functools.partial(separate_file, pipe, path, output), benchmark)
     return results
+
+
+def separate_file(pipe: transformers.Pipeline, path: str, output: str) -> None:
+    """Write the stems beside the song."""
+    with AudioReader(path) as reader:
+        stream = pipe.stream(reader, output=output, seed=SEED)
+        write_stems(stream, stream.labels, stream.sampling_rate, stream.num_samples, Path(path).parent)
 
 
 def measure_peer(benchmark: Benchmark, audio: np.ndarray, name: str) -> dict[str, float]:
@@ -125,7 +126,7 @@ def measure_peer(benchmark: Benchmark, audio: np.ndarray, name: str) -> dict[str
     waveform = resample(torch.from_numpy(audio), RATE, teacher.sampling_rate)
     teacher.separate(warm_up_song(waveform, device))
     parameters = sum(weight.numel() for weight in teacher.model.parameters())
-    return measure(lambda: teacher.separate(waveform), benchmark, device) | {"parameters": parameters}
+    return measure(functools.partial(teacher.separate, waveform), benchmark) | {"parameters": parameters}
 
 
 def measure_stages(benchmark: Benchmark, path: str, rates: dict[str, float]) -> dict[str, dict]:
@@ -136,7 +137,7 @@ def measure_stages(benchmark: Benchmark, path: str, rates: dict[str, float]) -> 
     for output in benchmark.outputs:
         benchmark.progress(f"{output}, stage by stage")
         separation, folder = StagedSeparation(model, processor, output), Path(path).parent
-        with cuda_graphs(captured=True):
+        with cuda_graphs(captured=True) if on_gpu else contextlib.nullcontext():
             if on_gpu:
                 separation(path, folder)  # graphs are captured
             separation(path, folder)
@@ -154,14 +155,14 @@ def measure_stages(benchmark: Benchmark, path: str, rates: dict[str, float]) -> 
     return {"stages": stages, "decoding": decoding}
 
 
-def measure(call: Callable[[], object], benchmark: Benchmark, device: torch.device) -> dict[str, float]:
+def measure(call: Callable[[], object], benchmark: Benchmark) -> dict[str, float]:
     """Medians of some runs.
 
     Returns:
         runs, wall_seconds, cpu_seconds (of all threads), times_real_time, cpu_seconds_per_second (of the song), and
         peak_bytes: of tensors on a GPU, elsewhere of the whole process; the separator is a part of it in any case.
     """
-    walls, processors = [], []
+    walls, processors, device = [], [], benchmark.pipe.model.device
     gc.collect()
     reset_peak(device)
     while len(walls) < benchmark.runs and sum(walls) < ENOUGH_S:
@@ -224,10 +225,11 @@ def random_separator(dtype: str, device: torch.device) -> tuple[MssForConditiona
     config = MssConfig(untrained=True)
     chosen = ("bfloat16" if device.type == "cuda" else "float32") if dtype == "auto" else dtype
     torch.manual_seed(0)
-    model = MssForConditionalGeneration(config).eval()
+    with device:  # a GPU draws 2 billion numbers in no time
+        model = MssForConditionalGeneration(config).eval()
     if chosen != "float32":
         with tempfile.TemporaryDirectory() as folder:  # loading leaves those parts in float32 that need it
-            model.save_pretrained(folder)
+            model.to(getattr(torch, chosen)).save_pretrained(folder)
             model = MssForConditionalGeneration.from_pretrained(folder, dtype=chosen)
     return model, MssProcessor(MssFeatureExtractor(), stems=config.stems)
 
