@@ -6,7 +6,7 @@ examples:
   mss-lm separate song.mp3 --two_stems vocals           vocals.wav and no_vocals.wav, for karaoke
   mss-lm separate a.wav b.wav --filename "{stem}/{track}.{ext}"
 
-Songs of up to half an hour are kept in memory, longer ones are read block by block. A song whose stems are all there,
+Songs of up to ten minutes are kept in memory, longer ones are read block by block. A song whose stems are all there,
 made from the same song with the same options (a comment in their tags tells), is left as it is, so a run that was
 stopped goes on where it was; --overwrite separates it again. Other files are never replaced without --overwrite, and
 songs never. What a damaged file has lost is silent in the stems, and a warning tells where.

@@ -44,8 +44,8 @@ CONTAINERS = ("wav", "w64", "aiff", "caf", "flac", "ogg", "mp3", "aac", "mov", "
 GAP_S = 0.01  # between the times of two frames: shorter ones are rounding, not loss
 MAX_GAP_S = 10  # that is believed where headers do not say how long all is
 MAX_LOST_S = 3600  # in all: a damaged time must not be silence without an end
-KEPT_S = 1800  # of a song that is kept in memory
-KEPT_VALUES = KEPT_S * 48000 * 2  # samples of all its channels: 0.7 GB
+KEPT_S = 600  # of a song that is kept in memory
+KEPT_VALUES = KEPT_S * 48000 * 2  # samples of all its channels: 0.23 GB
 MAX_LOST_SHARE = 0.5  # of what is read: beyond, the file is refused
 SILENCE_SAMPLES = 2**16  # at once
 
@@ -94,7 +94,7 @@ class AudioReader(contextlib.AbstractContextManager):
     """A file that is read block by block, as often as wanted: the same samples that `read_audio` gives.
 
     Opening decodes the whole file, because the headers of some formats only estimate the length. So errors come now
-    and not after an hour, and `num_samples` is exact. Up to half an hour of music is kept in memory and never decoded
+    and not after an hour, and `num_samples` is exact. Up to ten minutes of music is kept in memory and never decoded
     again (`KEPT_S`, `KEPT_VALUES`); of a longer file nothing is kept, and every pass decodes it anew. A URL is
     downloaded once.
 

@@ -104,7 +104,7 @@ class AudioSourceSeparationPipeline(Pipeline):
     def stream(self, inputs, batch_size: int | None = None, **kwargs) -> StemStream:
         """Separate one song and give its stems block by block, as they are ready; the arguments are those of a call.
 
-        A file of up to half an hour is decoded once and kept. A longer one is decoded block by block, four times, in
+        A file of up to ten minutes is decoded once and kept. A longer one is decoded block by block, four times, in
         memory that does not grow: for its length, its level, its windows, and to cut stems out of it. With
         clip_mode="rescale" nothing comes before the whole song is separated, since its loudest sample must be known.
         """

@@ -4,7 +4,7 @@
                          -> windows -> SongQueue -> estimates -+-> cross-faded (`stitch_blocks`), or
     Song ------------------------------------------------------+-> masks and Wiener filter (`filter_windows`)
 
-Every arrow is an iterator of blocks that takes what it needs from the one before. A song of up to half an hour is
+Every arrow is an iterator of blocks that takes what it needs from the one before. A song of up to ten minutes is
 decoded once and resampled once, and kept. A longer one is decoded again for its level, for its windows and for the
 filter.
 """

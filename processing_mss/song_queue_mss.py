@@ -78,7 +78,7 @@ class QueuedSong:
         self.is_wanted = True
 
     def windows(self, processor, device: torch.device) -> Iterator["QueuedWindow"]:
-        """Its windows, as they are needed. A song of up to half an hour is resampled once, a longer one twice."""
+        """Its windows, as they are needed. A song of up to ten minutes is resampled once, a longer one twice."""
         song, on_gpu = self.song, device.type == "cuda"
 
         def read_mono() -> Iterator[torch.Tensor]:
