@@ -4,7 +4,7 @@
 
 Each measurement is a process of its own, `mss-lm separate` from file to files with one thread, on stereo noise at
 44.1 kHz: its seconds of processor time, start of Python included, and its highest resident memory. A line is fitted to
-the processor time over the length. A folder of clips of 3 s in one call is measured beside the same sound as one file.
+the processor time over the length. A folder of clips of 3 s in one call is measured beside as much sound in one file.
 All files are deleted. Needs some GB in the system's folder for temporary files, and POSIX (os.wait4). Ends in one JSON
 line.
 """
@@ -60,7 +60,8 @@ def measure(model: str | None, make_input: Callable[[Path], object]) -> dict[str
                 env={**os.environ, **ONE_THREAD},
             )
             _, status, usage = os.wait4(process.pid, 0)
-            if status:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode:
                 log.seek(0)
                 raise RuntimeError(f"mss-lm {' '.join(arguments)} failed: {log.read()[-1000:]}")
     unit = 1 if sys.platform == "darwin" else 1024
@@ -98,7 +99,7 @@ def measure_clips(model: str | None, num_clips: int) -> dict[str, dict]:
 
     say(f"{num_clips} clips of {CLIP_S:g} s")
     clips = measure(model, make_clips)
-    say(f"the same as one file of {num_clips * CLIP_S:g} s")
+    say(f"one file of {num_clips * CLIP_S:g} s")
     return {
         "clips": clips,
         "one_file": measure(model, lambda folder: write_noise(folder / "song.wav", num_clips * CLIP_S)),

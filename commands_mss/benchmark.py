@@ -4,7 +4,7 @@ examples:
   mss-lm benchmark --seconds 24 --threads 1             the model of the package on one core, all its outputs
   mss-lm benchmark --vs htdemucs bs_roformer            beside HTDemucs and BS-RoFormer, on the same song
   mss-lm benchmark --vs scnet=SCNet/conf/config.yaml    beside SCNet, from a clone of its repository
-  mss-lm benchmark --config paper --device cuda         the paper's model, 1.1 billion random weights
+  mss-lm benchmark --config paper --device cuda         the paper's model, with random weights
   mss-lm benchmark --outputs masked --vs htdemucs       one output only
 
 The song is stereo noise. Separations are measured from array to stems and from file to files, and once more stage by
@@ -132,10 +132,12 @@ def table(result: dict) -> str:
 def heading(result: dict) -> str:
     machine, model, song = result["machine"], result["model"], result["song"]
     device = "" if machine["device"] == "cpu" else f"{machine['device']}, "
+    peers = ", ".join(result["peers"]["names"]) or "none"
     return (
         f"{device}{machine['processor']}, threads: {machine['threads']}, torch {machine['torch']}, {machine['date']}\n"
         f"{model['name']}: {model['parameters'] / 1e6:.1f} M parameters, {model['weights']} weights, {model['dtype']}\n"
-        f"song of {song['seconds']:g} s in stereo at {song['sampling_rate']} Hz, {song['windows']} windows"
+        f"song of {song['seconds']:g} s in stereo at {song['sampling_rate']} Hz, {song['windows']} windows\n"
+        f"other separators: {peers} ({result['peers']['weights']} weights, {result['peers']['dtype']})"
     )
 
 

@@ -61,7 +61,7 @@ def run_benchmark(benchmark: Benchmark) -> dict:
     """Measure all of it.
 
     Returns:
-        `machine`: names and versions. `song`, `model`: what was separated by what. `machine_rates`: see there.
+        `machine`: names and versions. `song`, `model`, `peers`: what was separated by what. `machine_rates`: see there.
         `captured_equals_plain`: on CUDA, see there.
         `separations`: what `measure` gives, by output (array to stems), output with "_files" (file to files), and peer
         (array to stems).
@@ -78,6 +78,7 @@ def run_benchmark(benchmark: Benchmark) -> dict:
         "machine": describe_machine(model.device),
         "song": {"seconds": benchmark.seconds, "sampling_rate": RATE, "channels": 2, "windows": layout.num_windows},
         "model": {"name": benchmark.name, **describe_model(model)},
+        "peers": {"names": list(benchmark.peers), "weights": "random", "dtype": "float32"},
     }
     if model.device.type == "cuda":
         benchmark.progress("tokens, with captured graphs and without")
