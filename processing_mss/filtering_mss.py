@@ -33,6 +33,7 @@ from .resampling_mss import resample
 from .windowing_mss import BlockBuffer, WindowPlan
 
 EPS = 1e-10  # power below which a bin is silent: 30 dB below the noise of 16 bits, for music of RMS 0.1 and FFT 4096
+SHARE_FLOOR = 0.1  # of a stem in what tokens say of a bin, beside masks; measured, docs/separation.md
 BLOCK_FRAMES = 256  # 6 s; longer blocks are slower on CPUs, whose caches they leave
 
 
@@ -158,8 +159,11 @@ def wiener_filter(
 
 
 def combine_masks(masks: torch.Tensor, shares: torch.Tensor, token_share: float) -> torch.Tensor:
-    """mask^(1 - a) * share^a, normalised over the stems, of two masks `(..., S, F, L)`; a is `token_share`."""
-    combined = masks.clamp(min=EPS) ** (1 - token_share) * shares.clamp(min=EPS) ** token_share
+    """mask^(1 - a) * share^a, normalised over the stems, of two masks `(..., S, F, L)`; a is `token_share`.
+
+    Shares below `SHARE_FLOOR` count as that: what is sampled once falls silent where the stem does not.
+    """
+    combined = masks.clamp(min=EPS) ** (1 - token_share) * shares.clamp(min=SHARE_FLOOR) ** token_share
     return combined / combined.sum(dim=-3, keepdim=True)
 
 

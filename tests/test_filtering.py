@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from processing_mss import WindowEstimate, filter_windows, wiener_filter
 from processing_mss.filtering_mss import (
     append_rest,
+    combine_masks,
     fft_size,
     istft,
     power,
@@ -175,3 +176,9 @@ def test_windows_out_of_phase_are_as_good_as_the_song(four_sounds, overlap):
     whole = wiener_filter(estimates, mixture, n_fft=fft_size(12000))
     # What differs are frames at the edges of windows, which see part of one window and part of the next.
     assert min(si_sdr(*pair) for pair in zip(stems, whole)) > 20
+
+
+def test_a_stem_that_tokens_leave_out_keeps_most_of_its_mask():
+    masks, shares = torch.tensor([0.5, 0.5]).view(2, 1, 1), torch.tensor([1.0, 0.0]).view(2, 1, 1)
+    first, second = combine_masks(masks, shares, token_share=0.5).flatten().tolist()
+    assert second / first == pytest.approx(0.1**0.5) and first + second == pytest.approx(1)
