@@ -20,7 +20,7 @@ import json
 import sys
 
 OUTPUTS = ["masked", "filtered", "generated"]
-LIMITS_S = (1, 1800)  # longer songs are not kept in memory; benchmarks/growth.py measures them
+LIMITS_S = (1, 600)  # longer songs are not kept in memory; benchmarks/growth.py measures them
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         "--dtype",
         choices=["auto", "float32", "bfloat16", "float16"],
         default="auto",
-        help="of weights; auto: the checkpoint's; of the paper's model bfloat16 on CUDA, float32 elsewhere",
+        help="of the computation (default: as `mss-lm separate` chooses it)",
     )
 
 
@@ -101,17 +101,19 @@ def say(text: str):
 
 
 def load_pipeline(options: argparse.Namespace, device):
+    import torch
     from transformers import pipeline
 
     from evaluation_mss.benchmark import random_separator
     from modeling_mss import MssForConditionalGeneration
-    from processing_mss import DEFAULT_MODEL, MssProcessor
+    from processing_mss import DEFAULT_MODEL, MssProcessor, fitting_dtype
 
+    dtype = fitting_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)
     if options.config == "paper":
-        model, processor = random_separator(options.dtype, device)
+        model, processor = random_separator(dtype, device)
     else:
         name = options.model or DEFAULT_MODEL
-        model = MssForConditionalGeneration.from_pretrained(name, dtype=options.dtype)
+        model = MssForConditionalGeneration.from_pretrained(name, dtype=dtype)
         processor = MssProcessor.from_pretrained(name)
     return pipeline("audio-source-separation", model=model, processor=processor, device=device)
 

@@ -218,20 +218,16 @@ def warm_up_song(audio: np.ndarray | torch.Tensor, device: torch.device) -> np.n
     return audio if device.type == "cuda" else audio[:, : round(WARM_UP_S * RATE)]
 
 
-def random_separator(dtype: str, device: torch.device) -> tuple[MssForConditionalGeneration, MssProcessor]:
-    """The paper's separator with the codec at its published size, and random weights.
-
-    dtype "auto" is bfloat16 on CUDA and float32 elsewhere.
-    """
+def random_separator(dtype: torch.dtype, device: torch.device) -> tuple[MssForConditionalGeneration, MssProcessor]:
+    """The paper's separator with the codec at its published size, and random weights."""
     config = MssConfig(untrained=True)
-    chosen = ("bfloat16" if device.type == "cuda" else "float32") if dtype == "auto" else dtype
     torch.manual_seed(0)
     with device:  # a GPU draws 2 billion numbers in no time
         model = MssForConditionalGeneration(config).eval()
-    if chosen != "float32":
+    if dtype != torch.float32:
         with tempfile.TemporaryDirectory() as folder:  # loading leaves those parts in float32 that need it
-            model.to(getattr(torch, chosen)).save_pretrained(folder)
-            model = MssForConditionalGeneration.from_pretrained(folder, dtype=chosen)
+            model.to(dtype).save_pretrained(folder)
+            model = MssForConditionalGeneration.from_pretrained(folder, dtype=dtype)
     return model, MssProcessor(MssFeatureExtractor(), stems=config.stems)
 
 

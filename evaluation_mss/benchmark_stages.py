@@ -1,6 +1,6 @@
 """Seconds of each stage of a separation, from file to files.
 
-The stages are those of `separate_song` in processing_mss, one after another and in the same batches, each under a
+The stages are those of `separate_songs` in processing_mss, one after another and in the same batches, each under a
 clock. A GPU is waited for where a stage ends, so the sum may be a little more than the separation takes without clocks.
 
 - read: decode the file, mix it to mono, resample, find its level, cut windows
@@ -25,9 +25,10 @@ import numpy as np
 import torch
 
 from processing_mss import AudioReader, AudioWriter, SeparationOptions, limit_blocks
+from processing_mss.estimation_mss import WindowEstimator
 from processing_mss.filtering_mss import WindowEstimate, filter_windows
-from processing_mss.separation_mss import Song, WindowSeparator, fitting_windows, mean_square, window_bytes
-from processing_mss.windowing_mss import WindowPlan, cut_windows
+from processing_mss.song_queue_mss import Song, mean_square
+from processing_mss.windowing_mss import cut_windows
 
 STAGES = ("read", "features", "encoder", "prefill", "steps", "codec", "filter", "write")
 SEED = 0  # of what is sampled: every run does the same
@@ -100,6 +101,52 @@ class DecodedBatch:
     context: float
 
 
+class ClockedEstimator(WindowEstimator):
+    """A `WindowEstimator` under a clock.
+
+    Attributes:
+        batches: `DecodedBatch` of each call of `generate`.
+    """
+
+    def __init__(self, model, processor, options: SeparationOptions, clock: StageClock):
+        super().__init__(model, processor, options)
+        self.clock, self.batches = clock, []
+
+    def features(self, rows):
+        with self.clock("features"):
+            return super().features(rows)
+
+    def encode(self, features):
+        with self.clock("encoder"):
+            return super().encode(features)
+
+    def decode(self, track):
+        with self.clock("codec"):
+            return super().decode(track)
+
+    def generate(self, mixture, indices, on_step):
+        """The time until the first steps are done counts as prefill, but for these steps."""
+        first, total, seconds = 0, 0, self.clock.seconds
+
+        def turn(done: int, steps: int):
+            nonlocal first, total
+            if not first:
+                self.clock.turn("steps")
+                first, total = done, steps - 1  # E at the end is not computed
+
+        before = dict(seconds)
+        with self.clock("prefill"):
+            audio = super().generate(mixture, indices, turn)
+        spent = {stage: seconds[stage] - before[stage] for stage in ("prefill", "steps")}
+        moved = min(spent["prefill"], first * spent["steps"] / (total - first))
+        seconds["prefill"] -= moved
+        seconds["steps"] += moved
+        context = 1 + mixture.prefix.shape[1] + (total + 1) / 2
+        rows = len(indices) * self.options.num_candidates
+        self.batches.append(DecodedBatch(rows, total, spent["steps"] + moved, context))
+        return audio
+
+
 class StagedSeparation:
     """A separation under a clock.
 
@@ -117,98 +164,39 @@ class StagedSeparation:
         options = SeparationOptions(output=output, seed=SEED)
         options.check(model.config)
         self.options = options.as_saved_with(model.config, model.generation_config)
-        self.separator = WindowSeparator(model, processor, self.options)
 
     @torch.no_grad()
     def __call__(self, path: str, folder: Path) -> list[Path]:
         """Separate a file; returns the paths of the stems, which are written into the folder."""
-        self._clock, self.batches = StageClock(self.model.device), []
-        self.seconds = self._clock.seconds
-        with self._clock("read"):
+        device = self.model.device
+        clock = StageClock(device)
+        estimator = ClockedEstimator(self.model, self.processor, self.options, clock)
+        self.seconds, self.batches = clock.seconds, estimator.batches
+        with clock("read"):
             song = Song.from_reader(AudioReader(path))
-            mono = list(self.processor.mono_blocks(song.blocks(), song.sampling_rate))
+            blocks = (block.to(device) for block in song.blocks())
+            mono = list(self.processor.mono_blocks(blocks, song.sampling_rate))
             plan = self.processor.window_layout(song.num_samples, song.sampling_rate)
             plan = replace(plan, gain=self.processor.input_gain(mean_square(mono)))
         windows = cut_windows((block * plan.gain for block in mono), plan.starts, plan.window)
-        estimates = self._estimates(self._clock.iterate("read", windows), plan)
+        estimates = estimate_all(estimator, clock.iterate("read", windows))
         if self.options.output == "generated":
             audio = (estimate.audio for estimate in estimates)
             blocks = (block[:, None] for block in self.processor.stitch_blocks(audio, plan))
         else:
             share = self.model.config.token_share
             blocks = filter_windows(estimates, plan, self.processor.sampling_rate, song.blocks(), token_share=share)
-        named = (
-            dict(zip(self.separator.stems, block.cpu().numpy())) for block in self._clock.iterate("filter", blocks)
-        )
-        with self._clock("write"):
-            return write_stems(named, self.separator.stems, song.sampling_rate, song.num_samples, folder)
+        named = (dict(zip(estimator.stems, block.cpu().numpy())) for block in clock.iterate("filter", blocks))
+        with clock("write"):
+            return write_stems(named, estimator.stems, song.sampling_rate, song.num_samples, folder)
 
-    def _estimates(self, windows: Iterator[torch.Tensor], plan: WindowPlan) -> Iterator[WindowEstimate]:
-        batch_size, first = self._batch_size(plan), 0
-        while batch := list(itertools.islice(windows, batch_size)):
-            yield from self._estimate(torch.stack(batch), first)
-            first += len(batch)
 
-    def _batch_size(self, plan: WindowPlan) -> int:
-        config = self.model.config
-        needed = window_bytes(config, plan.window, len(config.stems), self.model.dtype.itemsize)
-        return max(1, fitting_windows(self.model.device, needed) // self.options.num_candidates)
-
-    def _estimate(self, batch: torch.Tensor, first: int) -> list[WindowEstimate]:
-        masks = audio = [None] * len(batch)
-        output, config = self.options.output, self.model.config
-        with self._clock("features"):
-            rows = batch.to(self.model.device)
-            inputs = self.processor.feature_extractor(rows[:, None], sampling_rate=self.processor.sampling_rate)
-        with self._clock("encoder"):
-            if output == "masked":
-                masks = self.model.masks(**inputs)
-            else:
-                mixture = self.model.encode_mixture(**inputs)
-            if output == "filtered" and config.mask_head:
-                masks = (mixture.mask_logits.float() / config.mask_temperature).softmax(dim=1)
-        if output != "masked":
-            generated = self._generate(mixture, range(first, first + len(batch)))
-            with self._clock("codec"):
-                audio = self._decode(generated, len(batch))
-        return [WindowEstimate(batch.shape[-1], *estimate) for estimate in zip(audio, masks)]
-
-    def _generate(self, mixture, windows: range):
-        """Codes of a batch; the time until the first callback counts as prefill, but for the steps done by then."""
-        num_candidates, first, total = self.options.num_candidates, 0, 0
-
-        def on_step(done: int, steps: int):
-            nonlocal first, total
-            if not first:
-                self._clock.turn("steps")
-                first, total = done, steps - 1  # E at the end is not computed
-
-        before = dict(self.seconds)
-        with self._clock("prefill"):
-            generated = self.model.generate(
-                encoder_outputs=mixture,
-                seed=self.model.derive_seeds(SEED, windows),
-                num_return_sequences=num_candidates,
-                output_latents=self.options.uses_averages,
-                step_callback=on_step,
-                **self.separator.sampling,
-            )
-        spent = {stage: self.seconds[stage] - before[stage] for stage in ("prefill", "steps")}
-        moved = min(spent["prefill"], first * spent["steps"] / (total - first))
-        self.seconds["prefill"] -= moved
-        self.seconds["steps"] += moved
-        context = 1 + mixture.prefix.shape[1] + (total + 1) / 2
-        self.batches.append(DecodedBatch(len(windows) * num_candidates, total, spent["steps"] + moved, context))
-        return generated
-
-    def _decode(self, generated, num_windows: int) -> torch.Tensor:
-        if self.options.uses_averages:
-            latents = generated.acoustic_latents.flatten(0, 1), generated.semantic_latents.flatten(0, 1)
-            audio = self.model.codec.decode_latents(*latents).audio_values.unflatten(0, generated.codes.shape[:2])
-        else:
-            audio = self.model.decode_codes(generated)
-        audio = audio.float().unflatten(0, (num_windows, -1))
-        return audio if self.options.num_candidates > 1 else audio[:, 0]
+def estimate_all(estimator: WindowEstimator, windows: Iterator[torch.Tensor]) -> Iterator[WindowEstimate]:
+    """Estimates of the windows of a song, in the batches that a separation makes of them."""
+    size, numbered = estimator.fitting_batch_size(), enumerate(windows)
+    while batch := list(itertools.islice(numbered, size)):
+        indices, samples = zip(*batch)
+        yield from estimator.estimate(torch.stack(samples), indices)
 
 
 def write_stems(

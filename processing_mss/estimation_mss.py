@@ -69,24 +69,28 @@ class WindowEstimator:
         """
         rows = batch.to(self.model.device, non_blocking=True)
         masks = audio = [None] * len(batch)
-        features = self.processor.feature_extractor(rows[:, None], sampling_rate=self.processor.sampling_rate)
+        encoded = self.encode(self.features(rows))
         if self.options.output == "masked":
-            masks = self._known_masks(self._in_parts(self.model.masks, features))
+            masks = self._known_masks(encoded)
             if on_step is not None:
                 on_step(1, 1)
         else:
-            mixture = self._in_parts(self.model.encode_mixture, features)
             if self.options.output != "generated" and self.model.config.mask_head:
-                masks = self._known_masks(self.model.masks(encoder_outputs=mixture))
-            audio = self._generate(mixture, indices, on_step)
+                masks = self._known_masks(self.model.masks(encoder_outputs=encoded))
+            audio = self.generate(encoded, indices, on_step)
             # Windows that are silent have silent stems, whatever the model says.
             audible = (rows.abs().amax(dim=-1) > SILENT_PEAK)[:, None, None, None]
             audio = torch.where(audible, audio, 0)
             audio = audio if self.options.num_candidates > 1 else audio[:, 0]
         return [WindowEstimate(batch.shape[-1], *estimate) for estimate in zip(audio, masks)]
 
-    def _in_parts(self, read: Callable, features: dict[str, torch.Tensor]) -> torch.Tensor | ModelOutput:
-        """`read` of the features, in as many parts as the device likes."""
+    def features(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Windows `(B, T)` -> what the encoder reads."""
+        return self.processor.feature_extractor(rows[:, None], sampling_rate=self.processor.sampling_rate)
+
+    def encode(self, features: dict[str, torch.Tensor]) -> torch.Tensor | ModelOutput:
+        """The masks alone, for `masked`, or all that the encoder makes of the mixture; in parts, on a CPU."""
+        read = self.model.masks if self.options.output == "masked" else self.model.encode_mixture
         size = len(next(iter(features.values()))) if self.aside is not None else CPU_ENCODER_WINDOWS
         parts = [read(**dict(zip(features, part))) for part in zip(*(rows.split(size) for rows in features.values()))]
         if isinstance(parts[0], torch.Tensor):
@@ -102,13 +106,15 @@ class WindowEstimator:
             return known
         return torch.cat((known, 1 - known.sum(dim=1, keepdim=True)), dim=1)
 
-    def _generate(self, mixture: ModelOutput, indices: Sequence[int], on_step) -> torch.Tensor:
+    def generate(
+        self, mixture: ModelOutput, indices: Sequence[int], on_step: Callable[[int, int], None] | None
+    ) -> torch.Tensor:
         """What the encoder made of B windows -> `(B, N, S, T)` float32. A track is decoded as soon as it is written."""
         seed, audio = self.options.seed, {}
 
         def on_track(stem: str, track: ModelOutput):
             with self._aside(track):
-                audio[stem] = self._decode(track)
+                audio[stem] = self.decode(track)
 
         self.model.generate(
             encoder_outputs=mixture,
@@ -126,7 +132,7 @@ class WindowEstimator:
         self._check_finite(stems)
         return stems.unflatten(0, (len(indices), self.options.num_candidates))
 
-    def _decode(self, track: ModelOutput) -> torch.Tensor:
+    def decode(self, track: ModelOutput) -> torch.Tensor:
         """One track of N candidates of B windows -> `(B * N, T)`."""
         size = len(track.codes) if self.aside is not None else CPU_CODEC_TRACKS
         if self.options.uses_averages:

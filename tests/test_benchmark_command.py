@@ -100,7 +100,7 @@ def test_wrong_usage_says_what_to_do(tmp_path, model_dir, capsys, monkeypatch):
     assert "got 'openunmix'" in fails("--vs", "htdemucs,openunmix")
     assert "git clone" in fails("--vs", "scnet")
     assert "what this model has, got ['masked']" in fails("--outputs", "masked")
-    assert "--seconds must be from 1 to 1800" in fails("--seconds", "1e9")
+    assert "--seconds must be from 1 to 600" in fails("--seconds", "1e9")
     assert "leave --model" in fails("--config", "paper")
     for module, package in (("demucs.htdemucs", "demucs"), ("bs_roformer.bs_roformer", "BS-RoFormer")):
         monkeypatch.setitem(sys.modules, module, None)  # not there
