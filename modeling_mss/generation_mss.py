@@ -334,8 +334,8 @@ class MssGenerationMixin(GenerationMixin):
             logits_processor: changes the scores of codes before one is chosen. It sees `(rows, V)`, a row for every
                 candidate, (track,) and codebook, and as ids `(rows, n)` the n codes that it has for this row so far: of
                 the same track and path.
-            streamer: gets the codes of every position, `(B * N, tracks * Q)` on the CPU, track after track, acoustic and
-                semantic alternating; the device is waited for after each code frame.
+            streamer: gets the codes of every position, `(B * N, tracks * Q)` on the CPU, track after track, acoustic
+                and semantic alternating; the device is waited for after each code frame.
             do_sample, temperature, top_k, top_p: greedy decoding, or sampling and its limits. Arguments win.
             num_return_sequences: N candidates of every window; the mixture is read once for all of them.
             seed: of sampling. A sequence holds one for each window, whose noise depends on its own seed alone,
@@ -380,10 +380,12 @@ class MssGenerationMixin(GenerationMixin):
         processor = LogitsProcessorList(logits_processor or [])
 
         capture = None if processor else graph_capture(self, prefix.device)
-        kept = None if capture is None else vars(self).setdefault("kept_states", KeptStates())
-        burnt_in = tuple(getattr(settings, name) for name in FOLLOWED), output_latents, grammar
-        key = kept and (burnt_in, prefix.shape, prefix.dtype, places(self, prefix.device))
-        state = kept and kept.take(key)
+        kept = state = key = None
+        if capture is not None:
+            kept = vars(self).setdefault("kept_states", KeptStates())
+            sampling = tuple(getattr(settings, name) for name in FOLLOWED)
+            key = grammar, sampling, output_latents, prefix.shape, prefix.dtype, places(self, prefix.device)
+            state = kept.take(key)
         if state is None:
             state = self._decode_state(prefix, grammar, settings, processor, output_latents, capture)
         quantizers = (self.codec.acoustic_quantizer, self.codec.semantic_quantizer) if output_latents else ()

@@ -165,10 +165,8 @@ class Recording(TorchDispatchMode):
             again = operation(*arguments, **options)
             several = isinstance(results, (tuple, list))
             for result, value in zip(*((results, again) if several else ([results], [again]))):
-                if (
-                    isinstance(result, torch.Tensor) and result.data_ptr() != value.data_ptr()
-                ):  # else a view, or in place
-                    result.copy_(value)
+                if isinstance(result, torch.Tensor) and result.data_ptr() != value.data_ptr():
+                    result.copy_(value)  # others are views, or were written in place
 
 
 @pytest.fixture
