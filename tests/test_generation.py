@@ -7,6 +7,8 @@ with whatever else was known when they were recorded. That is what a graph does.
 
 import copy
 import pickle
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
-from modeling_mss import generation_mss
+from modeling_mss import cuda_graphs_mss, generation_mss
 from modeling_mss.cuda_graphs_mss import SWITCH, graph_capture
 from modeling_mss.generation_mss import MssGenerateOutput
 from modeling_mss.sampling_mss import CodeSampler, CounterNoise, hash_words
@@ -291,10 +293,23 @@ def test_tracks_are_told_as_soon_as_they_are_complete(name, captured):
 
 
 def test_nothing_is_captured_unless_asked_for(monkeypatch):
+    device, other = torch.device("cuda", 0), torch.device("cuda", 1)
+    monkeypatch.setattr(cuda_graphs_mss, "CudaGraphCapture", lambda device: f"captures on {device}")
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+
+    def capture(*devices, training=False):
+        weights = [SimpleNamespace(device=device) for device in devices]
+        return graph_capture(SimpleNamespace(training=training, parameters=lambda: weights, buffers=list), device)
+
     monkeypatch.delenv(SWITCH, raising=False)
-    assert graph_capture(variant("paper"), torch.device("cuda")) is None
+    assert capture(device) is None
     monkeypatch.setenv(SWITCH, "1")
+    assert capture(device) == "captures on cuda:0"
+    assert capture(device, other) is None and capture(device, training=True) is None
     assert graph_capture(variant("paper"), torch.device("cpu")) is None
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
+    assert capture(device) is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
