@@ -128,6 +128,9 @@ def cuda_graphs(captured: bool) -> Iterator[None]:
 def captured_equals_plain(model, inputs) -> bool:
     """Whether greedy tokens are the same with captured graphs and without, in float32.
 
+    False need not be an error of a graph: attention over whole buckets rounds differently, and where two codes are as
+    good as equal, as with random weights they may be, the window goes on differently.
+
     Args:
         model: a separator in any dtype; a copy of it computes.
         inputs: of some windows, what a processor gives, on the model's device.

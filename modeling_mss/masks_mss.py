@@ -51,7 +51,8 @@ class MssConvStem(nn.Module):
         self.down = nn.ModuleList([nn.Conv2d(fine, coarse, (1, 2), (1, 2)) for fine, coarse in pairwise(channels)])
 
     def forward(self, log_mel: torch.Tensor) -> list[torch.Tensor]:
-        # Channels last, which convolutions are faster in: torch follows the input's format, but one channel has none.
+        # Channels last, which convolutions on CPUs are faster in: torch follows the input's format, but one channel has
+        # none. (Not measured on GPUs, where GroupNorm copies to the other format.)
         plane = self.embed(scaled_log_mel(log_mel)[:, None]).contiguous(memory_format=torch.channels_last)
         planes = [self.blocks[0](plane)]
         for down, layer in zip(self.down, self.blocks[1:]):
