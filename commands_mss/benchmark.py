@@ -128,6 +128,8 @@ def table(result: dict) -> str:
         parts.append(decoding_table(result["decoding"], result["machine_rates"]))
     if "captured_equals_plain" in result:
         parts.append(f"tokens of captured graphs equal those of plain steps: {result['captured_equals_plain']}")
+    if "captured_error" in result:
+        parts.append(f"steps could not be captured: {result['captured_error']}")
     return "\n\n".join(parts) + "\n"
 
 

@@ -3,7 +3,6 @@
 One run measures all, so that its numbers belong together. See `run_benchmark` for what it gives.
 """
 
-import contextlib
 import functools
 import gc
 import platform
@@ -62,11 +61,11 @@ def run_benchmark(benchmark: Benchmark) -> dict:
 
     Returns:
         `machine`: names and versions. `song`, `model`, `peers`: what was separated by what. `machine_rates`: see there.
-        `captured_equals_plain`: on CUDA, see there.
+        `captured_equals_plain`: on CUDA, see there; `captured_error` in its place if steps cannot be captured.
         `separations`: what `measure` gives, by output (array to stems), output with "_files" (file to files), and peer
         (array to stems).
         `ratios`: by peer and output, `wall` and `cpu` time of the output over that of the peer.
-        `stages`: wall seconds by output and stage, see `benchmark_stages.py`.
+        `stages`: wall seconds by output and stage, see `benchmark_stages.py`; without captured graphs.
         `decoding`: of "filtered" if it is among the outputs, else of "generated", see `describe_decoding`; "plain", and
         on CUDA "captured" too.
     """
@@ -80,10 +79,6 @@ def run_benchmark(benchmark: Benchmark) -> dict:
         "model": {"name": benchmark.name, **describe_model(model)},
         "peers": {"names": list(benchmark.peers), "weights": "random", "dtype": "float32"},
     }
-    if model.device.type == "cuda":
-        benchmark.progress("tokens, with captured graphs and without")
-        inputs = processor(audio[:, : round(EQUALITY_S * RATE)], sampling_rate=RATE)
-        result["captured_equals_plain"] = captured_equals_plain(model, inputs.to(model.device))
     benchmark.progress("the machine: copies and matrix multiplications")
     result["machine_rates"] = machine_rates(model.device, model.dtype)
     with tempfile.TemporaryDirectory() as folder:
@@ -91,7 +86,9 @@ def run_benchmark(benchmark: Benchmark) -> dict:
         write_audio(path, audio, RATE)
         separations = measure_outputs(benchmark, audio, path)
         result |= measure_stages(benchmark, path, result["machine_rates"])
-    separations |= {name: measure_peer(benchmark, audio, name) for name in benchmark.peers}
+        separations |= {name: measure_peer(benchmark, audio, name) for name in benchmark.peers}
+        if model.device.type == "cuda" and result["decoding"]:
+            result |= measure_captured(benchmark, audio, path, result)  # last: the rest is measured whatever happens
     ratios = {
         peer: {output: ratio(separations[output], separations[peer]) for output in benchmark.outputs}
         for peer in benchmark.peers
@@ -131,29 +128,36 @@ def measure_peer(benchmark: Benchmark, audio: np.ndarray, name: str) -> dict[str
 
 
 def measure_stages(benchmark: Benchmark, path: str, rates: dict[str, float]) -> dict[str, dict]:
-    """`stages` and `decoding` of `run_benchmark`. On CUDA the stages are those with captured graphs."""
-    model, processor = benchmark.pipe.model, benchmark.pipe.processor
-    on_gpu, stages, decoding = model.device.type == "cuda", {}, {}
+    """`stages` and `decoding` of `run_benchmark`, without what is captured."""
+    model, stages, decoding = benchmark.pipe.model, {}, {}
     decoded = next((output for output in ("filtered", "generated") if output in benchmark.outputs), None)
     for output in benchmark.outputs:
         benchmark.progress(f"{output}, stage by stage")
-        separation, folder = StagedSeparation(model, processor, output), Path(path).parent
-        with cuda_graphs(captured=True) if on_gpu else contextlib.nullcontext():
-            if on_gpu:
-                separation(path, folder)  # graphs are captured
-            separation(path, folder)
+        separation = StagedSeparation(model, benchmark.pipe.processor, output)
+        with cuda_graphs(captured=False):
+            separation(path, Path(path).parent)
         stages[output] = {stage: seconds for stage, seconds in separation.seconds.items() if seconds > 0}
         if output == decoded:
-            about = model.config, model.dtype.itemsize, rates
-            decoding = {
-                "output": output,
-                "captured" if on_gpu else "plain": describe_decoding(separation.batches, *about),
-            }
-            if on_gpu:
-                with cuda_graphs(captured=False):
-                    separation(path, folder)
-                decoding["plain"] = describe_decoding(separation.batches, *about)
+            plain = describe_decoding(separation.batches, model.config, model.dtype.itemsize, rates)
+            decoding = {"output": output, "plain": plain}
     return {"stages": stages, "decoding": decoding}
+
+
+def measure_captured(benchmark: Benchmark, audio: np.ndarray, path: str, result: dict) -> dict:
+    """What `run_benchmark` gives of captured graphs, beside the `decoding` that it has in `result`."""
+    model, processor = benchmark.pipe.model, benchmark.pipe.processor
+    separation = StagedSeparation(model, processor, result["decoding"]["output"])
+    benchmark.progress("captured graphs: decoding, and tokens with them and without")
+    try:
+        with cuda_graphs(captured=True):
+            for _ in range(2):  # the first one captures
+                separation(path, Path(path).parent)
+        captured = describe_decoding(separation.batches, model.config, model.dtype.itemsize, result["machine_rates"])
+        inputs = processor(audio[:, : round(EQUALITY_S * RATE)], sampling_rate=RATE)
+        equal = captured_equals_plain(model, inputs.to(model.device))
+    except RuntimeError as error:  # torch's, of CUDA and of its graphs
+        return {"captured_error": str(error)}
+    return {"decoding": result["decoding"] | {"captured": captured}, "captured_equals_plain": equal}
 
 
 def measure(call: Callable[[], object], benchmark: Benchmark) -> dict[str, float]:

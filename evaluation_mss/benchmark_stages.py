@@ -1,7 +1,8 @@
 """Seconds of each stage of a separation, from file to files.
 
 The stages are those of `separate_songs` in processing_mss, one after another and in the same batches, each under a
-clock. A GPU is waited for where a stage ends, so the sum may be a little more than the separation takes without clocks.
+clock. A GPU is waited for where a stage ends, and the codec never runs beside the language model, so the sum is more
+than the separation takes without clocks.
 
 - read: decode the file, mix it to mono, resample, find its level, cut windows
 - features: log-mel frames

@@ -10,6 +10,7 @@ attention implementation `sdpa` (the default) or `eager`.
 """
 
 import os
+import threading
 from collections.abc import Callable, Hashable, Sequence
 
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 SWITCH = "MSS_CUDA_GRAPHS"
 WARM_UPS = 2  # libraries choose and load kernels in their first calls, which cannot be captured
 MAX_KEPT = 2  # states of a model, each with its key-value cache
+CAPTURING = threading.Lock()  # torch knows one capture at a time in a process
 
 # Takes a function, and another one that undoes what a call of it has changed. Returns what repeats the call; the
 # function may have been called, but every call is undone.
@@ -32,11 +34,13 @@ class CudaGraphCapture:
 
     def __init__(self, device: torch.device):
         self.device, self.pool = device, torch.cuda.graph_pool_handle()
-        # Two streams: workspaces of cuBLAS belong to a stream, and those of a graph are to lie in its pool.
-        self.warm_up_stream, self.capture_stream = torch.cuda.Stream(device), torch.cuda.Stream(device)
+        # Two streams: workspaces of cuBLAS belong to a stream, and those of a graph are to lie in its pool. Both have
+        # high priority: torch hands out the same 32 streams of a priority again and again, and what runs beside a
+        # graph, as the codec does, must not share its workspace.
+        self.warm_up_stream, self.capture_stream = (torch.cuda.Stream(device, priority=-1) for _ in range(2))
 
     def __call__(self, function: Callable[[], object], undo: Callable[[], None]) -> Callable[[], None]:
-        with torch.cuda.device(self.device):
+        with CAPTURING, torch.cuda.device(self.device):
             self.warm_up_stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.warm_up_stream):
                 for _ in range(WARM_UPS):

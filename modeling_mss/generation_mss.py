@@ -450,10 +450,15 @@ class MssGenerationMixin(GenerationMixin):
     def _output(self, state: DecodeState, tracks: list[int]) -> MssGenerateOutput:
         """Copies of the codes, and of the latents if there are any, of some tracks."""
         shape = state.grammar.num_segments, state.grammar.codes_per_segment
-        codes = self.to_stems(state.codes.unflatten(1, shape))[:, tracks]
+
+        def copied(values: torch.Tensor) -> torch.Tensor:
+            stems = self.to_stems(values.unflatten(1, shape))
+            return torch.stack([stems[:, track] for track in tracks], dim=1)  # for a list as index the host would wait
+
+        codes = copied(state.codes)
         if state.latents is None:
             return MssGenerateOutput(codes)
-        latents = self.to_stems(state.latents.unflatten(1, shape))[:, tracks].transpose(2, 3)
+        latents = copied(state.latents).transpose(2, 3)
         return MssGenerateOutput(codes, latents[..., 0::2], latents[..., 1::2])
 
     def _candidate_seeds(self, seed: int | Sequence[int] | None, num_windows: int, num_candidates: int) -> list[int]:

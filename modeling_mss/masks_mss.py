@@ -26,6 +26,12 @@ def scaled_log_mel(log_mel: torch.Tensor) -> torch.Tensor:
     return log_mel.clamp(min=FLOOR) * (2 / 3) + 1
 
 
+def in_fast_format(plane: torch.Tensor) -> torch.Tensor:
+    """The same `(B, C, L, M)`, on CPUs with channels last in memory, which all layers after it keep. GPUs have no group
+    norm for that."""
+    return plane.contiguous(memory_format=torch.channels_last) if plane.device.type == "cpu" else plane
+
+
 class MssConvLayer(nn.Module):
     """Two convolutions over time and frequency beside the identity, `(B, C, L, M)`."""
 
@@ -51,8 +57,7 @@ class MssConvStem(nn.Module):
         self.down = nn.ModuleList([nn.Conv2d(fine, coarse, (1, 2), (1, 2)) for fine, coarse in pairwise(channels)])
 
     def forward(self, log_mel: torch.Tensor) -> list[torch.Tensor]:
-        # Channels last, which convolutions are faster in: torch follows the input's format, but one channel has none.
-        plane = self.embed(scaled_log_mel(log_mel)[:, None]).contiguous(memory_format=torch.channels_last)
+        plane = in_fast_format(self.embed(scaled_log_mel(log_mel)[:, None]))
         planes = [self.blocks[0](plane)]
         for down, layer in zip(self.down, self.blocks[1:]):
             planes.append(layer(down(planes[-1])))
@@ -82,7 +87,7 @@ class MssMaskHead(nn.Module):
             return self.out(hidden_states).unflatten(-1, (self.num_masks, -1)).transpose(1, 2)
         bottom = planes[-1]
         update = self.embed(hidden_states).unflatten(-1, bottom.shape[1:4:2])  # (B, L, C, M / 2^i)
-        plane = (bottom + update.transpose(1, 2).to(bottom.dtype)).contiguous(memory_format=torch.channels_last)
+        plane = in_fast_format(bottom + update.transpose(1, 2).to(bottom.dtype))
         for up, layer, skip in zip(reversed(self.up), reversed(self.blocks), reversed(planes[:-1])):
             plane = layer(functional.silu(up(plane)) + skip)
         return self.out(plane)

@@ -1,18 +1,20 @@
 """`mss-lm benchmark`, and the formulas that it goes by."""
 
 import json
+import os
 import sys
 
 import numpy as np
 import pytest
 import soundfile
-import torch
 
 from benchmarks.growth import fit_line
 from commands_mss.main import main
+from evaluation_mss.benchmark import Benchmark, made_song, measure_captured
 from evaluation_mss.benchmark_stages import SEED, STAGES, StagedSeparation, write_stems
-from evaluation_mss.decode_cost import captured_equals_plain, step_bytes, step_flops
-from processing_mss import AudioSourceSeparationPipeline, MssFeatureExtractor, MssProcessor
+from evaluation_mss.decode_cost import step_bytes, step_flops
+from modeling_mss.cuda_graphs_mss import SWITCH
+from processing_mss import AudioSourceSeparationPipeline, MssFeatureExtractor, MssProcessor, write_audio
 from tests.test_scnet import scnet_clone
 from tests.tiny import masked_options, tiny_config, tiny_model
 
@@ -83,11 +85,22 @@ def test_bytes_and_operations_of_a_step():
     assert step_bytes(parallel, 1, 0, 1) == matrices + 4 * heads / 2
 
 
-def test_tokens_are_compared_in_float32(pipe):
-    """What a GPU does with graphs, here without any."""
-    inputs = pipe.processor(torch.randn(24000), sampling_rate=48000)
-    assert captured_equals_plain(pipe.model, inputs)
-    assert pipe.model.generation_config.do_sample
+def test_what_is_measured_of_graphs(tmp_path, pipe, monkeypatch):
+    """What a GPU does with graphs, here without any; if they fail, the rest is not lost."""
+    song, plain = made_song(2), {"output": "filtered", "plain": {}}
+    write_audio(str(tmp_path / "song.wav"), song, 44100)
+    rates = {"copy_bytes_per_second": 1e10, "matmul_flops_per_second": 1e11}
+    result = {"decoding": plain, "machine_rates": rates}
+    arguments = Benchmark("tiny", pipe, ["filtered"], {}, 2, 1, print), song, str(tmp_path / "song.wav"), result
+    measured = measure_captured(*arguments)
+    assert measured["decoding"].keys() == {"output", "plain", "captured"} and measured["captured_equals_plain"]
+    assert measured["decoding"]["captured"]["num_steps"] == 99 and pipe.model.generation_config.do_sample
+
+    def fails(**_):
+        raise RuntimeError(os.environ[SWITCH])
+
+    monkeypatch.setattr(pipe.model, "generate", fails)
+    assert measure_captured(*arguments) == {"captured_error": "1"}
 
 
 def test_wrong_usage_says_what_to_do(tmp_path, model_dir, capsys, monkeypatch):

@@ -7,6 +7,8 @@ with whatever else was known when they were recorded. That is what a graph does.
 
 import copy
 import pickle
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
-from modeling_mss import generation_mss
+from modeling_mss import cuda_graphs_mss, generation_mss
 from modeling_mss.cuda_graphs_mss import SWITCH, graph_capture
 from modeling_mss.generation_mss import MssGenerateOutput
 from modeling_mss.sampling_mss import CodeSampler, CounterNoise, hash_words
@@ -151,9 +153,15 @@ def test_without_a_seed_torch_decides_and_greedy_decoding_leaves_its_generator_a
 
 
 class Recording(TorchDispatchMode):
+    waiting = "_local_scalar_dense", "nonzero", "index.Tensor"  # the host would wait for a GPU; for a list as index too
+
     def __init__(self):
         super().__init__()
         self.operations = []
+
+    @property
+    def names(self):
+        return {str(operation).removeprefix("aten.") for operation, *_ in self.operations}
 
     def __torch_dispatch__(self, operation, types, arguments=(), options=None):
         results = operation(*arguments, **(options or {}))
@@ -203,9 +211,9 @@ def test_captured_steps_decode_what_plain_ones_do(name, options, captured, monke
     inputs = window(model, code_frames=7)
     replayed = model.generate(**inputs, **options)
     assert 1 < len(captured) < 12  # several buckets, with fewer graphs than frames
-    names = {str(operation) for recording in captured for operation, *_ in recording.operations}
-    assert "aten.index_copy_.default" in names
-    assert not any("_local_scalar_dense" in name or "nonzero" in name for name in names)  # the host would wait for them
+    names = set().union(*(recording.names for recording in captured))
+    assert "index_copy_.default" in names
+    assert not [name for name in names if name.startswith(Recording.waiting)]
 
     with monkeypatch.context() as patch:
         patch.setattr(generation_mss, "graph_capture", lambda model, device: lambda function, undo: function)
@@ -272,7 +280,9 @@ def test_tracks_are_told_as_soon_as_they_are_complete(name, captured):
 
     options = SAMPLED | {"output_latents": True, "num_return_sequences": 2, "stems": ["bass", "vocals"]}
     callbacks = {"track_callback": on_track, "step_callback": lambda *step: steps.append(step)}
-    whole = model.generate(**inputs, **options, **callbacks)
+    with Recording() as everything:
+        whole = model.generate(**inputs, **options, **callbacks)
+    assert not [name for name in everything.names if name.startswith(Recording.waiting)]
     assert [(stem, done) for stem, *_, done in told] == [("vocals", 6), ("bass", 6 if name == "a3_parallel" else 18)]
     model.generate(**inputs, **options | {"seed": 9})  # in the same memory
     for stem, output, as_told, _ in told:
@@ -283,10 +293,23 @@ def test_tracks_are_told_as_soon_as_they_are_complete(name, captured):
 
 
 def test_nothing_is_captured_unless_asked_for(monkeypatch):
+    device, other = torch.device("cuda", 0), torch.device("cuda", 1)
+    monkeypatch.setattr(cuda_graphs_mss, "CudaGraphCapture", lambda device: f"captures on {device}")
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+
+    def capture(*devices, training=False):
+        weights = [SimpleNamespace(device=device) for device in devices]
+        return graph_capture(SimpleNamespace(training=training, parameters=lambda: weights, buffers=list), device)
+
     monkeypatch.delenv(SWITCH, raising=False)
-    assert graph_capture(variant("paper"), torch.device("cuda")) is None
+    assert capture(device) is None
     monkeypatch.setenv(SWITCH, "1")
+    assert capture(device) == "captures on cuda:0"
+    assert capture(device, other) is None and capture(device, training=True) is None
     assert graph_capture(variant("paper"), torch.device("cpu")) is None
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
+    assert capture(device) is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
