@@ -322,6 +322,17 @@ def test_a_bad_file_does_not_stop_the_others_and_leaves_nothing(song, tmp_path, 
     assert [path.name for path in out.iterdir()] == ["song"]
 
 
+def test_messages_stand_beside_the_progress_bar_and_name_their_song(tmp_path, model_dir, capsys, monkeypatch):
+    for name, channels in (("a", 1), ("b", 40), ("c", 1)):
+        soundfile.write(tmp_path / f"{name}.wav", np.zeros((4410, channels)), 44100)
+    monkeypatch.setattr(sys, "stderr", sys.stdout)  # as on a terminal
+    arguments = ["--model", model_dir, "--output_dir", str(tmp_path / "out"), "--window_s", "0.8"]
+    assert main(["separate", str(tmp_path), *arguments]) == 1
+    seen = [line.rpartition("\r")[2] for line in capsys.readouterr().out.split("\n")]
+    for name, begin in (("a", ""), ("b", "mss-lm separate: "), ("c", "")):
+        assert sum(line.startswith(f"{begin}{tmp_path / name}.wav: ") for line in seen) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
