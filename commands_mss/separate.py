@@ -21,6 +21,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -160,8 +161,24 @@ def run(options: argparse.Namespace) -> int:
         problems = []  # the first process tells them
     for problem in problems:
         fail("mss-lm separate", ValueError(problem))
-    failed = separate_files(pipe, plan[shard_index::num_shards], stems, settings, options)
+    with ends_together():
+        failed = separate_files(pipe, plan[shard_index::num_shards], stems, settings, options)
     return 1 if problems or failed else 0
+
+
+@contextlib.contextmanager
+def ends_together():
+    """Of an Accelerate launch, no process ends before all are done: the launcher ends all others when one has failed.
+
+    A process group of its own, since those of Accelerate give up after 10 or 30 minutes.
+    """
+    import torch.distributed as dist
+
+    is_launched = dist.is_available() and dist.is_initialized()
+    everyone = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if is_launched else None
+    yield
+    if is_launched:
+        dist.barrier(everyone)
 
 
 def call_options(options: argparse.Namespace) -> dict:
