@@ -158,6 +158,7 @@ class SongQueue:
         """Estimates of its windows, in order; a batch is computed when the next one is not there.
 
         Raises:
+            ValueError: the model gives NaN or infinity.
             RuntimeError: a single window does not fit into memory, or the queue has gone on to the next song.
         """
         for _ in song.plan.starts:
@@ -168,7 +169,9 @@ class SongQueue:
                     raise RuntimeError("The stems of a song have to be taken before those of the next one.")
                 if not self._estimate_batch() and song.error is None:
                     raise RuntimeError("The reading of songs was interrupted: separate those that are left anew.")
-            yield song.estimates.popleft()
+            estimate = song.estimates.popleft()
+            self._estimator.check_finite(estimate)
+            yield estimate
 
     def _estimate_batch(self) -> bool:
         """Estimate the next windows; whether there are any. A batch that memory does not hold is halved, and so are

@@ -156,6 +156,21 @@ def test_songs_that_share_batches_fail_alone(pipe):
         list(left)
 
 
+def test_what_half_precision_cannot_hold_is_an_error_of_that_song_alone(pipe, monkeypatch):
+    decode_codes = type(pipe.model).decode_codes
+
+    def last_window_overflows(self, codes, *options):
+        audio = decode_codes(self, codes, *options)
+        return audio.index_fill(0, torch.tensor([len(audio) - 1]), torch.inf)
+
+    monkeypatch.setattr(type(pipe.model), "decode_codes", last_window_overflows)
+    songs = [{"array": noise(1, 20000), "sampling_rate": 48000}] * 2
+    streams = pipe.stream_songs(songs, output="generated", stems=["vocals"], **SHORT)
+    assert all(np.isfinite(block["vocals"]).all() for block in next(streams))
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        list(next(streams))
+
+
 def test_songs_that_are_done_leave_memory(pipe):
     opened = []
 
