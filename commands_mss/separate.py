@@ -21,6 +21,8 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -159,8 +161,24 @@ def run(options: argparse.Namespace) -> int:
         problems = []  # the first process tells them
     for problem in problems:
         fail("mss-lm separate", ValueError(problem))
-    failed = separate_files(pipe, plan[shard_index::num_shards], stems, settings, options)
+    with ends_together():
+        failed = separate_files(pipe, plan[shard_index::num_shards], stems, settings, options)
     return 1 if problems or failed else 0
+
+
+@contextlib.contextmanager
+def ends_together():
+    """Of an Accelerate launch, no process ends before all are done: the launcher ends all others when one has failed.
+
+    A process group of its own, since those of Accelerate give up after 10 or 30 minutes.
+    """
+    import torch.distributed as dist
+
+    is_launched = dist.is_available() and dist.is_initialized()
+    everyone = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if is_launched else None
+    yield
+    if is_launched:
+        dist.barrier(everyone)
 
 
 def call_options(options: argparse.Namespace) -> dict:
@@ -202,17 +220,24 @@ def separate_files(
         failed += 1
         if isinstance(error, OSError) and error.filename is None:  # the system's own, about a temporary file
             error = OSError(f"{song.path} is not separated: {error.strerror or error}.")
-        fail("mss-lm separate", error)
+        named = str(song.path) in str(error)
+        with tqdm.external_write_mode():
+            fail("mss-lm separate" if named else f"mss-lm separate: {song.path}", error)
+
+    def say(line: str, file=None):
+        with tqdm.external_write_mode():  # not behind the bar, in its line
+            print(line, file=file, flush=True)
 
     with tqdm(unit="step", leave=False) as bar:
 
-        def on_read(seconds):
+        def on_read(song, seconds):
             if bar.total is None:
-                bar.set_postfix_str(f"read {seconds:.0f} s", refresh=False)
+                bar.set_postfix_str(f"read {seconds:.0f} s of {song.path.name}", refresh=False)
                 bar.update(0)  # shows it from time to time
 
         def on_progress(done, total):
             bar.total = total
+            bar.set_postfix_str("", refresh=False)
             bar.update(done - bar.n)
 
         def readers():
@@ -221,9 +246,9 @@ def separate_files(
                     comments = stem_comments(song.path, stems, settings)
                     if not options.overwrite and is_done(song, paths, comments):
                         done = "left as it is, its stems are there already (--overwrite separates it again)"
-                        print(f"{song.path}: {done}", flush=True)
+                        say(f"{song.path}: {done}")
                         continue
-                    reader = AudioReader(str(song.path), strict=options.strict, on_read=on_read)
+                    reader = AudioReader(str(song.path), strict=options.strict, on_read=partial(on_read, song))
                     pipe.preprocess(reader)  # refuses here what it would refuse among songs that share batches
                 except Exception as error:  # the other songs are not lost by it
                     report(song, error)
@@ -241,12 +266,13 @@ def separate_files(
                     write_stems(stream, current, options)
                 if reader.losses:
                     message = damage_message(reader.name, reader.losses)
-                    print(f"mss-lm separate: warning: {message}", file=sys.stderr)
+                    say(f"mss-lm separate: warning: {message}", file=sys.stderr)
                 written = ", ".join(map(str, current.paths))
-                print(f"{current.song.path}: {speed(stream, begin)}, wrote {written}", flush=True)
+                say(f"{current.song.path}: {speed(stream, begin)}, wrote {written}")
             except Exception as error:
                 report(current.song, error)
             begin = time.monotonic()
+            bar.total = None
             bar.reset()
     return failed
 

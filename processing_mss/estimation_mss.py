@@ -99,7 +99,6 @@ class WindowEstimator:
 
     def _known_masks(self, masks: torch.Tensor) -> torch.Tensor:
         """Masks of all stems -> `(B, S, L, M)` of those of the estimate, and of the rest if some are left out."""
-        self._check_finite(masks)
         names = list(self.model.config.stems)
         known = masks[:, [names.index(stem) for stem in self.stems]]
         if len(self.stems) == len(names):
@@ -129,7 +128,6 @@ class WindowEstimator:
         if self.aside is not None:
             torch.cuda.current_stream(self.model.device).wait_stream(self.aside)
         stems = torch.stack([audio[stem] for stem in self.stems], dim=1).float()
-        self._check_finite(stems)
         return stems.unflatten(0, (len(indices), self.options.num_candidates))
 
     def decode(self, track: ModelOutput) -> torch.Tensor:
@@ -153,8 +151,9 @@ class WindowEstimator:
                 values.record_stream(self.aside)  # its memory is not given to others before we have read it
             yield
 
-    def _check_finite(self, values: torch.Tensor) -> None:
-        if not values.isfinite().all():
+    def check_finite(self, estimate: WindowEstimate) -> None:
+        """Not done by `estimate`: a song has nothing to do with the others in its batch. Raises ValueError."""
+        if not all(values.isfinite().all() for values in (estimate.audio, estimate.masks) if values is not None):
             raise ValueError(f"The model gives NaN or infinity in {self.model.dtype}: use bfloat16 or float32.")
 
 

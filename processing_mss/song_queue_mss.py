@@ -126,21 +126,39 @@ class SongQueue:
     ):
         self._estimator, self._on_step = estimator, on_step
         self._batch_size = estimator.options.batch_size or estimator.fitting_batch_size()
-        self._songs, to_read = itertools.tee(QueuedSong(song, layout(song)) for song in songs)
-        processor, device = estimator.processor, estimator.model.device
-        self._windows = (window for song in to_read for window in song.windows(processor, device))
+        self._songs = (QueuedSong(song, layout(song)) for song in songs)
+        # Not `itertools.tee`, which holds on to dozens of songs after both have gone by.
+        self._to_take: deque[QueuedSong] = deque()
+        self._to_read: deque[QueuedSong] = deque()
+        self._windows = self._read_windows()
         self._waiting: list[QueuedWindow] = []
 
     def __iter__(self) -> Iterator[QueuedSong]:
-        for song in self._songs:
+        while self._to_take or self._open():
+            song = self._to_take.popleft()
             yield song
             song.is_wanted = False
             song.estimates.clear()
+            if self._to_read and self._to_read[0] is song:
+                self._to_read.popleft()
+
+    def _open(self) -> bool:
+        """Take the next song; whether there is one."""
+        for song in self._songs:
+            self._to_take.append(song)
+            self._to_read.append(song)
+            return True
+        return False
+
+    def _read_windows(self) -> Iterator[QueuedWindow]:
+        while self._to_read or self._open():
+            yield from self._to_read.popleft().windows(self._estimator.processor, self._estimator.model.device)
 
     def estimates(self, song: QueuedSong) -> Iterator[WindowEstimate]:
         """Estimates of its windows, in order; a batch is computed when the next one is not there.
 
         Raises:
+            ValueError: the model gives NaN or infinity.
             RuntimeError: a single window does not fit into memory, or the queue has gone on to the next song.
         """
         for _ in song.plan.starts:
@@ -149,16 +167,20 @@ class SongQueue:
                     raise song.error
                 if not song.is_wanted:
                     raise RuntimeError("The stems of a song have to be taken before those of the next one.")
-                self._estimate_batch()
-            yield song.estimates.popleft()
+                if not self._estimate_batch() and song.error is None:
+                    raise RuntimeError("The reading of songs was interrupted: separate those that are left anew.")
+            estimate = song.estimates.popleft()
+            self._estimator.check_finite(estimate)
+            yield estimate
 
-    def _estimate_batch(self) -> None:
-        """Estimate the next windows. A batch that memory does not hold is halved, and so are those after it."""
+    def _estimate_batch(self) -> bool:
+        """Estimate the next windows; whether there are any. A batch that memory does not hold is halved, and so are
+        those after it."""
         self._waiting = [window for window in self._waiting if window.song.is_wanted]
         self._waiting += itertools.islice(self._windows, max(self._batch_size - len(self._waiting), 0))
         batch = self._waiting[: self._batch_size]
         if not batch:
-            return  # the song could not be read, and says so
+            return False  # the song could not be read, and says so
         first = batch[0].song  # the one that is waited for: all before it are done
         num_windows = sum(window.song is first for window in batch)
 
@@ -179,10 +201,11 @@ class SongQueue:
                 ) from error
             self._batch_size = len(batch) // 2
             logger.warning(f"Out of memory with {len(batch)} windows at once: going on with {self._batch_size}.")
-            return
+            return True
         self._waiting = self._waiting[len(batch) :]
         for window, estimate in zip(batch, estimates):
             window.song.estimates.append(estimate)
+        return True
 
 
 def mean_square(blocks: Iterable[torch.Tensor]) -> float:

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ from transformers import GenerationConfig
 
 from commands_mss.main import main
 from processing_mss import AudioSourceSeparationPipeline, AudioWriter, audio_reader_mss
+from tests.launching import fork_server
 from tests.tiny import tiny_model, tiny_processor
 
 
@@ -320,6 +322,45 @@ def test_a_bad_file_does_not_stop_the_others_and_leaves_nothing(song, tmp_path, 
     assert main(["separate", str(bad), str(song), "--output_dir", str(out), "--model", model_dir]) == 1
     assert "error: Cannot read" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["song"]
+
+
+def test_messages_stand_beside_the_progress_bar_and_name_their_song(tmp_path, model_dir, capsys, monkeypatch):
+    for name, channels in (("a", 1), ("b", 40), ("c", 1)):
+        soundfile.write(tmp_path / f"{name}.wav", np.zeros((4410, channels)), 44100)
+    monkeypatch.setattr(sys, "stderr", sys.stdout)  # as on a terminal
+    arguments = ["--model", model_dir, "--output_dir", str(tmp_path / "out"), "--window_s", "0.8"]
+    assert main(["separate", str(tmp_path), *arguments]) == 1
+    seen = [line.rpartition("\r")[2] for line in capsys.readouterr().out.split("\n")]
+    for name, begin in (("a", ""), ("b", "mss-lm separate: "), ("c", "")):
+        assert sum(line.startswith(f"{begin}{tmp_path / name}.wav: ") for line in seen) == 1
+
+
+def _separate_in_launch(rank: int, port: str, arguments: list[str]):
+    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    os.environ.update({**place, "MASTER_PORT": port})
+    torch.set_num_threads(1)
+    sys.exit(main(arguments))
+
+
+def test_no_process_of_a_launch_ends_before_the_others_are_done(song, tmp_path, model_dir):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    out = tmp_path / "out"
+    arguments = ["separate", str(tmp_path / "none.wav"), str(song), "--model", model_dir, "--output_dir", str(out)]
+    launch = [fork_server().Process(target=_separate_in_launch, args=(rank, port, arguments)) for rank in range(2)]
+    try:
+        for process in launch:
+            process.start()
+        launch[0].join(timeout=120)
+        # Its song is not there, at which a launcher ends the other: not before that one's is separated.
+        assert launch[0].exitcode == 1 and len(files_in(out)) == 4
+        launch[1].join(timeout=120)
+        assert launch[1].exitcode == 0
+    finally:
+        for process in launch:
+            process.kill()
+            process.join()
 
 
 @pytest.mark.parametrize(

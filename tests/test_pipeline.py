@@ -3,6 +3,7 @@
 import http.server
 import io
 import threading
+import weakref
 
 import av
 import numpy as np
@@ -153,6 +154,37 @@ def test_songs_that_share_batches_fail_alone(pipe):
     assert lengths == [20000, 20000]
     with pytest.raises(RuntimeError, match="before those of the next one"):
         list(left)
+
+
+def test_what_half_precision_cannot_hold_is_an_error_of_that_song_alone(pipe, monkeypatch):
+    decode_codes = type(pipe.model).decode_codes
+
+    def last_window_overflows(self, codes, *options):
+        audio = decode_codes(self, codes, *options)
+        return audio.index_fill(0, torch.tensor([len(audio) - 1]), torch.inf)
+
+    monkeypatch.setattr(type(pipe.model), "decode_codes", last_window_overflows)
+    songs = [{"array": noise(1, 20000), "sampling_rate": 48000}] * 2
+    streams = pipe.stream_songs(songs, output="generated", stems=["vocals"], **SHORT)
+    assert all(np.isfinite(block["vocals"]).all() for block in next(streams))
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        list(next(streams))
+
+
+def test_songs_that_are_done_leave_memory(pipe):
+    opened = []
+
+    def songs():
+        for _ in range(4):
+            song = Song.from_array(noise(1, 20000), 48000)
+            opened.append(weakref.ref(song))
+            yield song
+
+    options = SeparationOptions(**SHORT, output="filtered", stems=["vocals"], batch_size=1)
+    for number, stream in enumerate(separate_songs(songs(), pipe.model, pipe.processor, options)):
+        if number != 1:  # nor does one stay whose stems are not taken
+            list(stream)
+            assert [reference() is not None for reference in opened] == [*number * [False], True]
 
 
 def test_stems_windows_batches_and_progress(pipe):
