@@ -125,6 +125,7 @@ def _add_systems(parser: argparse.ArgumentParser):
 
 def run(options: argparse.Namespace) -> int:
     # Imported here so that `--help` answers at once.
+    from data_mss.sharding import ends_together
     from evaluation_mss.evaluation import evaluate
     from evaluation_mss.metric_table import METRICS as TABLE
     from evaluation_mss.songs import find_excerpts
@@ -144,20 +145,21 @@ def run(options: argparse.Namespace) -> int:
         systems = [*load_others(options), *models]
         if not systems:
             raise ValueError("There is nothing to evaluate: give --model, --baseline, --stems_dir or --bounds.")
-        report = evaluate(
-            systems,
-            excerpts,
-            options.output_dir,
-            metrics={name: TABLE[name] for name in options.metrics},
-            roundtrip=roundtrip,
-            seed=options.seed,
-            description=describe(options),
-            ablations=[system.name for system in models] if len(options.model) > 1 else [],
-            keep_audio=options.report_excerpts if options.report else 0,
-            overwrite=options.overwrite,
-            shard_index=options.shard_index,
-            num_shards=options.num_shards,
-        )
+        with ends_together():
+            report = evaluate(
+                systems,
+                excerpts,
+                options.output_dir,
+                metrics={name: TABLE[name] for name in options.metrics},
+                roundtrip=roundtrip,
+                seed=options.seed,
+                description=describe(options),
+                ablations=[system.name for system in models] if len(options.model) > 1 else [],
+                keep_audio=options.report_excerpts if options.report else 0,
+                overwrite=options.overwrite,
+                shard_index=options.shard_index,
+                num_shards=options.num_shards,
+            )
         print(f"{options.output_dir}: {report}")
         if report.pending == 0:
             print(options.output_dir / "tables.md")

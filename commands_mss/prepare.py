@@ -146,6 +146,7 @@ def _stems(options: argparse.Namespace):
 
 def _pseudo_label(options: argparse.Namespace):
     from data_mss.labelling import load_teacher, prepare_pseudo_labels
+    from data_mss.sharding import ends_together
 
     teacher = load_teacher(
         options.teacher,
@@ -154,18 +155,19 @@ def _pseudo_label(options: argparse.Namespace):
         command=options.command,
         device=options.device,
     )
-    return prepare_pseudo_labels(
-        options.input_dir,
-        options.output_dir,
-        teacher,
-        activity=options.activity,
-        max_gap_s=options.max_gap_s,
-        min_segment_s=options.min_segment_s,
-        licence=options.licence or "unknown",
-        split=options.split,
-        shard_index=options.shard_index,
-        num_shards=options.num_shards,
-    )
+    with ends_together():
+        return prepare_pseudo_labels(
+            options.input_dir,
+            options.output_dir,
+            teacher,
+            activity=options.activity,
+            max_gap_s=options.max_gap_s,
+            min_segment_s=options.min_segment_s,
+            licence=options.licence or "unknown",
+            split=options.split,
+            shard_index=options.shard_index,
+            num_shards=options.num_shards,
+        )
 
 
 def _render(options: argparse.Namespace):

@@ -21,7 +21,6 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser):
     add_file_arguments(parser)
     add_quality_arguments(parser)
     parser.add_argument(
-        "--batch_size", type=int, help="windows generated at once (default: what fits into a GPU's memory, 16 on CPUs)"
+        "--batch_size",
+        type=int,
+        help="windows at once (default: what fits into a GPU's memory; 32 on CPUs, 4 for masked)",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     parser.add_argument(
@@ -126,7 +127,7 @@ def run(options: argparse.Namespace) -> int:
     from transformers import pipeline
     from transformers.utils import logging
 
-    from data_mss.sharding import default_device, shard_of_this_process
+    from data_mss.sharding import default_device, ends_together, shard_of_this_process
     from modeling_mss import MssForConditionalGeneration
     from processing_mss import DEFAULT_MODEL, MssProcessor, SeparationOptions, check_format, fitting_dtype
 
@@ -164,21 +165,6 @@ def run(options: argparse.Namespace) -> int:
     with ends_together():
         failed = separate_files(pipe, plan[shard_index::num_shards], stems, settings, options)
     return 1 if problems or failed else 0
-
-
-@contextlib.contextmanager
-def ends_together():
-    """Of an Accelerate launch, no process ends before all are done: the launcher ends all others when one has failed.
-
-    A process group of its own, since those of Accelerate give up after 10 or 30 minutes.
-    """
-    import torch.distributed as dist
-
-    is_launched = dist.is_available() and dist.is_initialized()
-    everyone = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if is_launched else None
-    yield
-    if is_launched:
-        dist.barrier(everyone)
 
 
 def call_options(options: argparse.Namespace) -> dict:
@@ -268,7 +254,8 @@ def separate_files(
                     message = damage_message(reader.name, reader.losses)
                     say(f"mss-lm separate: warning: {message}", file=sys.stderr)
                 written = ", ".join(map(str, current.paths))
-                say(f"{current.song.path}: {speed(stream, begin)}, wrote {written}")
+                dtype = settings["dtype"].removeprefix("torch.")
+                say(f"{current.song.path}: {speed(stream, begin)} in {dtype}, wrote {written}")
             except Exception as error:
                 report(current.song, error)
             begin = time.monotonic()

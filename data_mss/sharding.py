@@ -1,7 +1,10 @@
 """Work shared by several processes and machines."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -38,6 +41,21 @@ def default_device() -> torch.device:
     """The device of this process as Accelerate assigns it, or CUDA if there is one."""
     state = accelerate_state()
     return state.device if state else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextlib.contextmanager
+def ends_together() -> Iterator[None]:
+    """In a launch, no process ends before all are done here: launchers end all others when one ends with an exit code.
+
+    A process group of its own, since those of Accelerate give up after 10 or 30 minutes. An error ends the launch.
+    """
+    import torch.distributed as dist
+
+    is_launched = accelerate_state() is not None and dist.is_available() and dist.is_initialized()
+    everyone = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if is_launched else None
+    yield
+    if is_launched:
+        dist.barrier(everyone)
 
 
 def whole_records(path: Path) -> list[dict]:

@@ -17,7 +17,8 @@ MAX_WINDOWS = 128  # at once: more do not make a GPU faster
 # A CPU works best on what its caches hold; measured, docs/performance.md.
 CPU_ENCODER_WINDOWS = 4  # whose planes are large
 CPU_CODEC_TRACKS = 16
-CPU_WINDOWS = 16  # of the language model, which reads all its weights for every position of them
+CPU_WINDOWS = 32  # of the language model, which reads all its weights for every position of them
+CPU_BYTES = 4e9  # for these windows, which is less of them at the paper's size
 
 
 class WindowEstimator:
@@ -182,9 +183,10 @@ def window_bytes(config, window_samples: int, num_stems: int, element_size: int)
 
 
 def fitting_windows(device: torch.device, bytes_per_window: int) -> int:
-    """Windows that fit into the free memory of a CUDA device, from 1 to `MAX_WINDOWS`; elsewhere `CPU_WINDOWS`."""
+    """Windows that fit into the free memory of a CUDA device, from 1 to `MAX_WINDOWS`; elsewhere into `CPU_BYTES`, up
+    to `CPU_WINDOWS`."""
     if device.type != "cuda":
-        return CPU_WINDOWS
+        return max(1, min(int(CPU_BYTES / bytes_per_window), CPU_WINDOWS))
     free, _ = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # held by torch, unused
     return max(1, min(int(MEMORY_SHARE * free / bytes_per_window), MAX_WINDOWS))

@@ -70,7 +70,7 @@ class AudioSourceSeparationPipeline(Pipeline):
                 given, what the checkpoint does best (`outputs` of its configuration).
             window_s (`float`), overlap (`float`): window in seconds and share of it that is cross-faded.
             batch_size (`int`, *optional*): windows that are generated at once; if not given, as many as fit into a
-                GPU's free memory, 16 on CPUs. It is halved when memory runs out.
+                GPU's free memory, 32 on CPUs, 4 for `"masked"`. It is halved when memory runs out.
             num_candidates (`int`, *optional*): sample so many candidates of every window, which take as many times the
                 memory; the filter goes by their mean power, so for `"filtered"` only. If not given, as many as the
                 model's configuration says. Implies `do_sample` (with top_p=0.9, unless the call or the model limits
