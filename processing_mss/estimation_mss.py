@@ -192,12 +192,13 @@ def fitting_windows(device: torch.device, bytes_per_window: int) -> int:
     return max(1, min(int(MEMORY_SHARE * free / bytes_per_window), MAX_WINDOWS))
 
 
-def fitting_dtype(device: torch.device) -> torch.dtype:
+def fitting_dtype(device: torch.device | str) -> torch.dtype:
     """bfloat16 where the device multiplies matrices of it in hardware (GPUs since Ampere, CPUs with AMX), else float32.
 
     What decides codes, and the codec's last layers, stay in float32 when a checkpoint is loaded in bfloat16. The
     difference is measured in docs/performance.md.
     """
+    device = torch.device(device)
     if device.type == "cuda":
         with torch.cuda.device(device):
             is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
