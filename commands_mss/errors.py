@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 EXPECTED_ERRORS = (ValueError, OSError, ImportError, RuntimeError, AssertionError, SafetensorError)
 
 
-def fail(command: str, error: BaseException) -> int:
-    """Report an error in one line; returns the exit code.
+def fail(command: str, error: BaseException, subject: str = "") -> int:
+    """Report an error in one line; returns the exit code. `subject`: what it is about, where its text does not say so.
 
     What is not expected is a mistake of ours and says so. `python -X dev` and MSS_DEBUG=1 show where it came from.
     """
@@ -23,5 +23,5 @@ def fail(command: str, error: BaseException) -> int:
     if not isinstance(error, EXPECTED_ERRORS):
         hint = "" if debug else ", best with what MSS_DEBUG=1 shows"
         text = f"{type(error).__name__}: {text} (a mistake of this program: please report it{hint})"
-    print(f"{command}: error: {text}", file=sys.stderr)
+    print(f"{command}: error: {f'{subject}: ' if subject else ''}{text}", file=sys.stderr)
     return 1

@@ -206,15 +206,14 @@ def separate_files(
         failed += 1
         if isinstance(error, OSError) and error.filename is None:  # the system's own, about a temporary file
             error = OSError(f"{song.path} is not separated: {error.strerror or error}.")
-        named = str(song.path) in str(error)
         with tqdm.external_write_mode():
-            fail("mss-lm separate" if named else f"mss-lm separate: {song.path}", error)
+            fail("mss-lm separate", error, subject="" if str(song.path) in str(error) else str(song.path))
 
     def say(line: str, file=None):
         with tqdm.external_write_mode():  # not behind the bar, in its line
             print(line, file=file, flush=True)
 
-    with tqdm(unit="step", leave=False) as bar:
+    with tqdm(desc="mss-lm separate", unit="step", leave=False) as bar:
 
         def on_read(song, seconds):
             if bar.total is None:

@@ -211,10 +211,11 @@ def test_tiny_codec_learns_four_sounds(hubert_dir, four_sounds, tmp_path):
     batch = {"stems": stems, "mixture": stems.sum(dim=1)}
     hubert = HubertModel.from_pretrained(hubert_dir).state_dict()
     before = stage.validate(batch)
-    train(stage, batch, range(40))
+    train(stage, batch, range(80))
     state = {name: value.clone() for name, value in stage.codec.state_dict().items()}
     after = stage.validate(batch)
-    # Here mel falls from 3.8 to 2.4; mixture -8.0 dB, untrained (equal masks) -2.1, trained 10, ideal mask 21.
+    # Here mel falls from 3.8 to 1.9; mixture -8.0 dB, untrained (equal masks) -2.1, trained 14, ideal mask 21. After 40
+    # updates it is 2 or 10, which depends on the processor.
     assert after["mel"] < before["mel"] - 1
     assert after["usdr_mixture"] + 12 < after["usdr_ratio_mask"] < after["usdr_ideal_mask"]
     assert after["usdr_ratio_mask"] > before["usdr_ratio_mask"] + 7

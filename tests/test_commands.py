@@ -332,7 +332,7 @@ def test_messages_stand_beside_the_progress_bar_and_name_their_song(tmp_path, mo
     arguments = ["--model", model_dir, "--output_dir", str(tmp_path / "out"), "--window_s", "0.8"]
     assert main(["separate", str(tmp_path), *arguments]) == 1
     seen = [line.rpartition("\r")[2] for line in capsys.readouterr().out.split("\n")]
-    for name, begin in (("a", ""), ("b", "mss-lm separate: "), ("c", "")):
+    for name, begin in (("a", ""), ("b", "mss-lm separate: error: "), ("c", "")):
         assert sum(line.startswith(f"{begin}{tmp_path / name}.wav: ") for line in seen) == 1
 
 
