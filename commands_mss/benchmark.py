@@ -126,8 +126,9 @@ def table(result: dict) -> str:
     parts.append(stages_table(result["stages"]))
     if result["decoding"]:
         parts.append(decoding_table(result["decoding"], result["machine_rates"]))
-    if "captured_equals_plain" in result:
-        parts.append(f"tokens of captured graphs equal those of plain steps: {result['captured_equals_plain']}")
+    if "captured_equal_share" in result:
+        share_of_codes = result["captured_equal_share"]
+        parts.append(f"codes that captured graphs and plain steps have in common, in float32: {share_of_codes:.2%}")
     if "captured_error" in result:
         parts.append(f"steps could not be captured: {result['captured_error']}")
     return "\n\n".join(parts) + "\n"

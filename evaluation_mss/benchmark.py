@@ -25,7 +25,7 @@ from modeling_mss import MssConfig, MssForConditionalGeneration
 from processing_mss import AudioReader, MssFeatureExtractor, MssProcessor, resample, write_audio
 
 from .benchmark_stages import SEED, StagedSeparation, synchronize, write_stems
-from .decode_cost import captured_equals_plain, cuda_graphs, describe_decoding, machine_rates
+from .decode_cost import captured_equal_share, cuda_graphs, describe_decoding, machine_rates
 
 RATE = 44100
 ENOUGH_S = 10.0  # of measuring one thing: it is not repeated any more
@@ -61,7 +61,7 @@ def run_benchmark(benchmark: Benchmark) -> dict:
 
     Returns:
         `machine`: names and versions. `song`, `model`, `peers`: what was separated by what. `machine_rates`: see there.
-        `captured_equals_plain`: on CUDA, see there; `captured_error` in its place if steps cannot be captured.
+        `captured_equal_share`: on CUDA, see there; `captured_error` in its place if steps cannot be captured.
         `separations`: what `measure` gives, by output (array to stems), output with "_files" (file to files), and peer
         (array to stems).
         `ratios`: by peer and output, `wall` and `cpu` time of the output over that of the peer.
@@ -154,10 +154,10 @@ def measure_captured(benchmark: Benchmark, audio: np.ndarray, path: str, result:
                 separation(path, Path(path).parent)
         captured = describe_decoding(separation.batches, model.config, model.dtype.itemsize, result["machine_rates"])
         inputs = processor(audio[:, : round(EQUALITY_S * RATE)], sampling_rate=RATE)
-        equal = captured_equals_plain(model, inputs.to(model.device))
+        equal = captured_equal_share(model, inputs.to(model.device))
     except RuntimeError as error:  # torch's, of CUDA and of its graphs
         return {"captured_error": str(error)}
-    return {"decoding": result["decoding"] | {"captured": captured}, "captured_equals_plain": equal}
+    return {"decoding": result["decoding"] | {"captured": captured}, "captured_equal_share": equal}
 
 
 def measure(call: Callable[[], object], benchmark: Benchmark) -> dict[str, float]:

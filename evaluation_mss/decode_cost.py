@@ -125,11 +125,12 @@ def cuda_graphs(captured: bool) -> Iterator[None]:
             os.environ[SWITCH] = before
 
 
-def captured_equals_plain(model, inputs) -> bool:
-    """Whether greedy tokens are the same with captured graphs and without, in float32.
+def captured_equal_share(model, inputs) -> float:
+    """Share of the greedy codes that are the same with captured graphs and without, in float32.
 
-    False need not be an error of a graph: attention over whole buckets rounds differently, and where two codes are as
-    good as equal, as with random weights they may be, the window goes on differently.
+    Less than 1 need not be an error of a graph: attention over whole buckets rounds differently, and where two codes
+    are as good as equal, as with random weights they may be, the window goes on differently. Wrong graphs share next to
+    nothing.
 
     Args:
         model: a separator in any dtype; a copy of it computes.
@@ -139,4 +140,4 @@ def captured_equals_plain(model, inputs) -> bool:
     for captured in (False, True):
         with cuda_graphs(captured):
             codes.append(model.generate(**inputs, do_sample=False))
-    return torch.equal(*codes)
+    return (codes[0] == codes[1]).double().mean().item()

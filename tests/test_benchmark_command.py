@@ -93,7 +93,7 @@ def test_what_is_measured_of_graphs(tmp_path, pipe, monkeypatch):
     result = {"decoding": plain, "machine_rates": rates}
     arguments = Benchmark("tiny", pipe, ["filtered"], {}, 2, 1, print), song, str(tmp_path / "song.wav"), result
     measured = measure_captured(*arguments)
-    assert measured["decoding"].keys() == {"output", "plain", "captured"} and measured["captured_equals_plain"]
+    assert measured["decoding"].keys() == {"output", "plain", "captured"} and measured["captured_equal_share"] == 1
     assert measured["decoding"]["captured"]["num_steps"] == 99 and pipe.model.generation_config.do_sample
 
     def fails(**_):
