@@ -29,6 +29,8 @@ from .errors import fail
 from .song_files import SongFile, find_songs, is_done, model_digest, plan_outputs, stem_comments, work_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from processing_mss import AudioReader
 
 
@@ -163,7 +165,7 @@ def run(options: argparse.Namespace) -> int:
     for problem in problems:
         fail("mss-lm separate", ValueError(problem))
     with ends_together():
-        failed = separate_files(pipe, plan[shard_index::num_shards], stems, settings, options)
+        failed = FileSeparation(pipe, plan[shard_index::num_shards], stems, settings, options).run()
     return 1 if problems or failed else 0
 
 
@@ -184,83 +186,97 @@ class OpenSong:
     reader: "AudioReader"
 
 
-def separate_files(
-    pipe,
-    plan: list[tuple[SongFile, list[Path]]],
-    stems: list[str],
-    settings: dict,
-    options: argparse.Namespace,
-) -> int:
-    """Separate songs into files, one for each stem in order, and say what was done; returns how many failed.
+class FileSeparation:
+    """Separates songs into files, one for each stem in order, and says what was done.
 
     Windows of songs that follow each other share batches, so a song is opened before the one ahead of it is written.
+
+    Args:
+        plan: songs and where their stems go, in the order of `stems`.
+        settings: on which stems depend, for the comments in their tags.
     """
-    from tqdm import tqdm
 
-    from processing_mss import AudioReader, damage_message
+    def __init__(
+        self,
+        pipe,
+        plan: list[tuple[SongFile, list[Path]]],
+        stems: list[str],
+        settings: dict,
+        options: argparse.Namespace,
+    ):
+        from tqdm import tqdm
 
-    failed, opened = 0, deque()
+        self.pipe, self.plan, self.stems, self.settings, self.options = pipe, plan, stems, settings, options
+        self.num_failed, self.opened = 0, deque()
+        self.bar = tqdm(desc="mss-lm separate", unit="step", leave=False)
 
-    def report(song: SongFile, error: Exception):
-        nonlocal failed
-        failed += 1
+    def run(self) -> int:
+        """Separate all; returns how many songs failed."""
+        with self.bar:
+            begin = time.monotonic()
+            options = call_options(self.options)
+            for stream in self.pipe.stream_songs(self.readers(), **options, progress_callback=self.on_progress):
+                current = self.opened.popleft()
+                self.bar.set_description(current.song.path.name)
+                try:
+                    self.write(stream, current, begin)
+                except Exception as error:  # the other songs are not lost by it
+                    self.report(current.song, error)
+                begin = time.monotonic()
+                self.bar.total = None
+                self.bar.reset()
+        return self.num_failed
+
+    def readers(self) -> "Iterator[AudioReader]":
+        """Songs that are still to be done and can be read."""
+        from processing_mss import AudioReader
+
+        for song, paths in self.plan:
+            try:
+                comments = stem_comments(song.path, self.stems, self.settings)
+                if not self.options.overwrite and is_done(song, paths, comments):
+                    done = "left as it is, its stems are there already (--overwrite separates it again)"
+                    self.say(f"{song.path}: {done}")
+                    continue
+                on_read = partial(self.on_read, song)
+                reader = AudioReader(str(song.path), strict=self.options.strict, on_read=on_read)
+                self.pipe.preprocess(reader)  # refuses here what it would refuse among songs that share batches
+            except Exception as error:
+                self.report(song, error)
+                continue
+            self.opened.append(OpenSong(song, paths, comments, reader))
+            yield reader
+
+    def write(self, stream, current: OpenSong, begin: float):
+        from processing_mss import damage_message
+
+        with current.reader as reader:
+            write_stems(stream, current, self.options)
+        if reader.losses:
+            self.say(f"mss-lm separate: warning: {damage_message(reader.name, reader.losses)}", file=sys.stderr)
+        written, dtype = ", ".join(map(str, current.paths)), self.settings["dtype"].removeprefix("torch.")
+        self.say(f"{current.song.path}: {speed(stream, begin)} in {dtype}, wrote {written}")
+
+    def report(self, song: SongFile, error: Exception):
+        self.num_failed += 1
         if isinstance(error, OSError) and error.filename is None:  # the system's own, about a temporary file
             error = OSError(f"{song.path} is not separated: {error.strerror or error}.")
-        with tqdm.external_write_mode():
+        with self.bar.external_write_mode():
             fail("mss-lm separate", error, subject="" if str(song.path) in str(error) else str(song.path))
 
-    def say(line: str, file=None):
-        with tqdm.external_write_mode():  # not behind the bar, in its line
+    def say(self, line: str, file=None):
+        with self.bar.external_write_mode():  # not behind the bar, in its line
             print(line, file=file, flush=True)
 
-    with tqdm(desc="mss-lm separate", unit="step", leave=False) as bar:
+    def on_read(self, song: SongFile, seconds: float):
+        if self.bar.total is None:
+            self.bar.set_postfix_str(f"read {seconds:.0f} s of {song.path.name}", refresh=False)
+            self.bar.update(0)  # shows it from time to time
 
-        def on_read(song, seconds):
-            if bar.total is None:
-                bar.set_postfix_str(f"read {seconds:.0f} s of {song.path.name}", refresh=False)
-                bar.update(0)  # shows it from time to time
-
-        def on_progress(done, total):
-            bar.total = total
-            bar.set_postfix_str("", refresh=False)
-            bar.update(done - bar.n)
-
-        def readers():
-            for song, paths in plan:
-                try:
-                    comments = stem_comments(song.path, stems, settings)
-                    if not options.overwrite and is_done(song, paths, comments):
-                        done = "left as it is, its stems are there already (--overwrite separates it again)"
-                        say(f"{song.path}: {done}")
-                        continue
-                    reader = AudioReader(str(song.path), strict=options.strict, on_read=partial(on_read, song))
-                    pipe.preprocess(reader)  # refuses here what it would refuse among songs that share batches
-                except Exception as error:  # the other songs are not lost by it
-                    report(song, error)
-                    continue
-                opened.append(OpenSong(song, paths, comments, reader))
-                yield reader
-
-        begin = time.monotonic()
-        streams = pipe.stream_songs(readers(), **call_options(options), progress_callback=on_progress)
-        for stream in streams:
-            current = opened.popleft()
-            bar.set_description(current.song.path.name)
-            try:
-                with current.reader as reader:
-                    write_stems(stream, current, options)
-                if reader.losses:
-                    message = damage_message(reader.name, reader.losses)
-                    say(f"mss-lm separate: warning: {message}", file=sys.stderr)
-                written = ", ".join(map(str, current.paths))
-                dtype = settings["dtype"].removeprefix("torch.")
-                say(f"{current.song.path}: {speed(stream, begin)} in {dtype}, wrote {written}")
-            except Exception as error:
-                report(current.song, error)
-            begin = time.monotonic()
-            bar.total = None
-            bar.reset()
-    return failed
+    def on_progress(self, done: int, total: int):
+        self.bar.total = total
+        self.bar.set_postfix_str("", refresh=False)
+        self.bar.update(done - self.bar.n)
 
 
 def speed(stream, begin: float) -> str:
