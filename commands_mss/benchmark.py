@@ -19,6 +19,8 @@ import argparse
 import json
 import sys
 
+from .loading import load_separator
+
 OUTPUTS = ["masked", "filtered", "generated"]
 LIMITS_S = (1, 600)  # longer songs are not kept in memory; benchmarks/growth.py measures them
 
@@ -105,16 +107,13 @@ def load_pipeline(options: argparse.Namespace, device):
     from transformers import pipeline
 
     from evaluation_mss.benchmark import random_separator
-    from modeling_mss import MssForConditionalGeneration
-    from processing_mss import DEFAULT_MODEL, MssProcessor, fitting_dtype
+    from processing_mss import DEFAULT_MODEL, fitting_dtype
 
     dtype = fitting_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)
     if options.config == "paper":
         model, processor = random_separator(dtype, device)
     else:
-        name = options.model or DEFAULT_MODEL
-        model = MssForConditionalGeneration.from_pretrained(name, dtype=dtype)
-        processor = MssProcessor.from_pretrained(name)
+        model, processor = load_separator(options.model or DEFAULT_MODEL, dtype)
     return pipeline("audio-source-separation", model=model, processor=processor, device=device)
 
 

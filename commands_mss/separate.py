@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import fail
+from .loading import load_separator
 from .song_files import SongFile, find_songs, is_done, model_digest, plan_outputs, stem_comments, work_folder
 
 if TYPE_CHECKING:
@@ -127,11 +128,9 @@ def run(options: argparse.Namespace) -> int:
     # Imported here so that `--help` answers at once.
     import torch
     from transformers import pipeline
-    from transformers.utils import logging
 
     from data_mss.sharding import default_device, ends_together, shard_of_this_process
-    from modeling_mss import MssForConditionalGeneration
-    from processing_mss import DEFAULT_MODEL, MssProcessor, SeparationOptions, check_format, fitting_dtype
+    from processing_mss import DEFAULT_MODEL, SeparationOptions, check_format, fitting_dtype
 
     # All that can be wrong with the options is found before the first song, not after hours.
     check_format(options.format, options.bits)
@@ -139,16 +138,7 @@ def run(options: argparse.Namespace) -> int:
     device = torch.device(options.device) if options.device else default_device()
     dtype = fitting_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)
     songs, problems = find_songs(options.inputs, options.output_dir)
-    # Not by the pipeline, which tells what is wrong with a checkpoint in a page of text; so does the load report.
-    name, verbosity = options.model or DEFAULT_MODEL, logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        model = MssForConditionalGeneration.from_pretrained(name, dtype=dtype)
-        processor = MssProcessor.from_pretrained(name)
-    except (AttributeError, KeyError, TypeError) as error:  # transformers' own, where a configuration is none
-        raise ValueError(f"{name} holds no separator ({type(error).__name__}: {error}): get it again.") from error
-    finally:
-        logging.set_verbosity(verbosity)
+    model, processor = load_separator(options.model or DEFAULT_MODEL, dtype)
     pipe = pipeline("audio-source-separation", model=model, processor=processor, device=device)
     wanted = SeparationOptions(**call_options(options))
     wanted.check(pipe.model.config)

@@ -38,9 +38,11 @@ def accelerate_state():
 
 
 def default_device() -> torch.device:
-    """The device of this process as Accelerate assigns it, or CUDA if there is one."""
+    """The device of this process as Accelerate assigns it; without Accelerate, the accelerator that torch finds."""
     state = accelerate_state()
-    return state.device if state else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if state:
+        return state.device
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """What is checked when a checkpoint is loaded: its configuration is possible, and its weights are all there and fit."""
 
+import json
+
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import GenerationConfig
@@ -70,8 +72,8 @@ def require_generation_config(name: str, hub_options: dict) -> None:
     try:
         GenerationConfig.from_pretrained(name, **hub_options)
     except OSError as error:
-        if not isinstance(error.__context__, ValueError):
-            return  # there is none, and need not be
+        if not isinstance(error.__context__, (json.JSONDecodeError, UnicodeDecodeError)):
+            return  # there is none, and need not be; or no such checkpoint, as loading it will say
     except (AttributeError, TypeError):
         pass  # JSON, but no object
     else:

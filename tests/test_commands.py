@@ -404,8 +404,10 @@ def test_stems_and_two_stems_exclude_each_other(song, capsys):
 
 
 def test_a_model_that_is_none_is_named(song, tmp_path, capsys):
-    assert main(["separate", str(song), "--model", str(tmp_path), "--output_dir", str(tmp_path / "out")]) == 1
-    assert "error" in capsys.readouterr().err
+    for name in (tmp_path, tmp_path / "gone"):
+        assert main(["separate", str(song), "--model", str(name), "--output_dir", str(tmp_path / "out")]) == 1
+        told = capsys.readouterr().err
+        assert "error" in told and str(name) in told and "generation_config" not in told
 
 
 def test_prepare_writes_a_manifest_and_reports_what_it_skips(song, tmp_path, capsys):
