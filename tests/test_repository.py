@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {
@@ -72,6 +73,13 @@ def test_tests_that_documents_name_exist():
 def test_no_file_is_too_long_to_read():
     for path in ROOT.glob("*_mss/**/*.py"):
         assert len(path.read_text().splitlines()) <= 500, path
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert f'version="{citation["version"]}"' in (ROOT / "setup.py").read_text()
+    assert citation["license"] == "Apache-2.0" and "2604.09371" in citation["references"][0]["url"]
 
 
 @pytest.mark.parametrize("package", list(PACKAGES))
