@@ -7,8 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "space/README.md", "examples/README.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *(path for top in ("docs", "examples", "space", "pretrained_mss") for path in sorted((ROOT / top).rglob("*.md"))),
 ]
 
 # The first line of a block that the tests do not run.

@@ -35,6 +35,7 @@ RATE = 44100
 GIVEN = {
     "docs/examples.md": "song",
     "docs/method.md": "song waveform model processor separate",
+    "pretrained_mss/codec/README.md": "waveform",
 }
 
 
@@ -237,7 +238,9 @@ def test_the_tree_in_readme_names_files_that_exist():
 
 def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path):
     mkdocs = pytest.importorskip("mkdocs.commands.build", reason="mkdocs is not installed (pip install -e '.[dev]')")
-    config = importlib.import_module("mkdocs.config").load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path))
+    config = importlib.import_module("mkdocs.config").load_config(
+        str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path), strict=True
+    )
     mkdocs.build(config)
     pages = list(tmp_path.rglob("*.html"))
     assert len(pages) > len(list((ROOT / "docs").glob("*.md")))
