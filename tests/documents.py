@@ -1,5 +1,6 @@
 """Code blocks of the documents, and the commands in them."""
 
+import ast
 import re
 import shlex
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ DOCUMENTS = [
 MARK = re.compile(r"# (needs|run by) (.+)")
 OPERATORS = set("();<>|&")
 SHELL_WORDS = {"do", "then", "{", "}", "!"}
-# What starts a Python program, and the options of it that take a value.
+# What starts a Python program.
 LAUNCHERS = {"python", "python3", "accelerate", "torchrun"}
+PROGRAMS = {*LAUNCHERS, "mss-lm"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,13 @@ def inline_commands(path: Path) -> list[list[str]]:
     prose = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
     return [command for span in spans if " " in span for command in commands(span)]
+
+
+def help_commands(path: Path) -> list[list[str]]:
+    """Command lines in a program's docstring, its help: a line each, with what it does some spaces later."""
+    text = re.sub(r"\s*\\\n\s*", " ", ast.get_docstring(ast.parse(path.read_text())) or "")
+    lines = [re.split(r"\s{2,}", line.strip())[0] for line in text.splitlines()]
+    return [command for line in lines if line.split(" ")[0] in PROGRAMS for command in commands(line)]
 
 
 def heredocs(script: str) -> list[str]:

@@ -23,9 +23,10 @@ from data_mss.packing import prepare_packed
 from data_mss.stem_folders import prepare_stem_folders
 from modeling_mss import HCodecConfig
 from modeling_mss.convert_hcodec import save_feature_extractor
-from tests.documents import DOCUMENTS, ROOT, Block, blocks, commands, heredocs, inline_commands, program
+from tests.documents import DOCUMENTS, ROOT, Block, blocks, commands, help_commands, heredocs, inline_commands, program
 from training_mss.configuration import load_config
 
+PROGRAMS = [path for path in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py")] if help_commands(path)]
 BLOCKS = [block for path in DOCUMENTS for block in blocks(path)]
 NEEDS = re.compile(r"(data|a GPU|some minutes of|an account on the Hub|a repository on the Hub)\b")
 IN_THE_REPOSITORY = re.compile(r"(configs|examples|benchmarks|tests|space|pretrained_mss)(/|$)")
@@ -107,7 +108,7 @@ def check(command: list[str], monkeypatch, whole: bool = True):
         return
     module, arguments = found
     assert (ROOT / module.replace(".", "/")).with_suffix(".py").exists(), f"there is no {module}"
-    for path in [part for value in arguments for part in value.split("=")[-1].split(",")]:
+    for path in [part for value in command for part in value.split("=")[-1].split(",")]:
         if IN_THE_REPOSITORY.match(path):
             assert (ROOT / path).exists(), f"{path} is not in the repository"
     if module != "space.app":  # which has no options
@@ -132,6 +133,12 @@ def test_commands_of_a_block_are_valid(block, monkeypatch):
 def test_commands_in_the_prose_are_valid(path, monkeypatch):
     for command in inline_commands(path):
         check(command, monkeypatch, whole=False)
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
+def test_commands_that_programs_say_of_themselves_are_valid(path, monkeypatch):
+    for command in help_commands(path):
+        check(command, monkeypatch)
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.mark], ids=str)
