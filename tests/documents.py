@@ -57,7 +57,7 @@ def inline_commands(path: Path) -> list[list[str]]:
 def help_commands(path: Path) -> list[list[str]]:
     """Command lines in a program's docstring, its help: a line each, with what it does some spaces later."""
     text = re.sub(r"\s*\\\n\s*", " ", ast.get_docstring(ast.parse(path.read_text())) or "")
-    lines = [re.split(r"\s{2,}", line.strip())[0] for line in text.splitlines()]
+    lines = [re.split(r"\s{2,}(?![\s-])", line.strip())[0] for line in text.splitlines()]
     return [command for line in lines if line.split(" ")[0] in PROGRAMS for command in commands(line)]
 
 
