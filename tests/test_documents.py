@@ -153,7 +153,7 @@ def test_marks_say_what_is_needed_or_who_runs_it(block):
         test, named = (ROOT / what).read_text(), re.findall(r"(\w+)\.py\b", block.text.partition("\n")[2])
         if block.language == "python":
             named = [name for line in re.findall(r"import (.*)", block.text) for name in line.split(", ")]
-        assert named and all(name in test for name in named), f"{block}: {what} does not run {named}"
+        assert named and all(re.search(rf"\b{name}\b", test) for name in named), f"{block}: {what} does not run {named}"
 
 
 def noise(path: Path, seconds: float, rate: int = RATE):
