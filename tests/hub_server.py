@@ -217,9 +217,24 @@ def serve(root: Path):
     hub = Hub(root)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": hub}))
     hub.address = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield hub
     finally:
         server.shutdown()
         server.server_close()
+
+
+def connect(hub: Hub, patch, folder: Path):
+    """Let this process read and write `hub` (pytest's monkeypatch undoes it), logged in, with a cache in `folder`."""
+    import transformers.utils.hub
+    from huggingface_hub import constants
+
+    patch.setattr(constants, "ENDPOINT", hub.address)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}")
+    patch.setattr(constants, "HF_HUB_OFFLINE", False)
+    patch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its servers are others
+    patch.setattr(constants, "HF_HUB_CACHE", str(folder / "hf_home" / "hub"))
+    patch.setattr(constants, "HF_TOKEN_PATH", str(folder / "hf_home" / "token"))
+    patch.setattr(transformers.utils.hub, "_hf_api", None)  # made with the address of its time
+    patch.setenv("HF_TOKEN", TOKEN)
