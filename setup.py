@@ -52,6 +52,8 @@ setup(
     package_dir={"space_mss": "space"},
     py_modules=["mss_lm", "torchaudio_guard_mss", "train_accelerate"],
     package_data={
+        # All of the checkpoint, 76 MB with the codec for training: the package index takes files of up to 100 MB, and
+        # there is no server of ours from which it could be fetched instead.
         "pretrained_mss": [
             "SHA256SUMS",
             *[f"{folder}*.{kind}" for folder in ("", "codec/") for kind in ("json", "safetensors", "md")],
