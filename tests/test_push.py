@@ -21,6 +21,7 @@ from processing_mss import AudioSourceSeparationPipeline
 from tests.hub_server import connect, files_of, serve
 from tests.test_hub import run_as_stranger
 from tests.tiny import tiny_model, tiny_processor
+from training_mss.half_precision import halve
 
 ROOT = Path(__file__).resolve().parents[1]
 CARD = "---\nlicense: cc0-1.0\n---\n\n# My separator\n"
@@ -57,11 +58,14 @@ def test_a_separator_is_pushed_whole_and_every_revision_can_be_had(hub, model_di
     assert card.data.pipeline_tag == "audio-to-audio" and card.data.license is None
     assert "vocals, drums, bass, other" in card.text and "**unknown**" in card.text and '"org/name"' in card.text
 
-    other = tmp_path / "other"
-    AudioSourceSeparationPipeline(model=tiny_model(seed=1), processor=tiny_processor()).save_pretrained(other)
+    whole, other = tmp_path / "whole", tmp_path / "other"
+    AudioSourceSeparationPipeline(model=tiny_model(seed=1), processor=tiny_processor()).save_pretrained(whole)
+    halve(whole, other)
     (other / "README.md").write_text(CARD)
     assert main(["push", "org/name", "--model", str(other)]) == 0
     second = hub.commits["models/org/name"][-1]
+    stored = hub.snapshot("models/org/name") / "model.safetensors"
+    assert stored.read_bytes() == (other / "model.safetensors").read_bytes()  # of half the size, as they were
     assert main(["push", "org/name", "--model", model_dir]) == 0  # has no card: the one that is there is better
     assert (hub.snapshot("models/org/name") / "README.md").read_text() == CARD
     for revision, source in ((first, model_dir), (second, other), ("main", model_dir)):
