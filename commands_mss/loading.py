@@ -12,7 +12,9 @@ def load_separator(name: str, dtype):
 
     Raises:
         ValueError: there is no separator of this name, or it is damaged.
+        OSError: it cannot be downloaded.
     """
+    from huggingface_hub.errors import HTTPError  # of the client that this version of huggingface_hub uses
     from transformers.utils import logging
 
     from modeling_mss import MssForConditionalGeneration
@@ -26,6 +28,8 @@ def load_separator(name: str, dtype):
         return MssForConditionalGeneration.from_pretrained(name, dtype=dtype), MssProcessor.from_pretrained(name)
     except (AttributeError, KeyError, TypeError) as error:  # transformers' own, where a configuration is none
         raise ValueError(f"{name} holds no separator ({type(error).__name__}: {error}): get it again.") from error
+    except HTTPError as error:
+        raise OSError(f"{name} cannot be downloaded ({error}): look at the connection and try again.") from error
     except (OSError, ValueError) as error:
         if name in str(error):
             raise

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--space", action="store_true", help="upload the app, with the model inside")
     parser.add_argument("--private", action="store_true", help="if the repository is new: for you or your organisation")
     parser.add_argument(
-        "--dry_run", action="store_true", help="list the files and their sizes, and upload nothing; needs no login"
+        "--dry_run", action="store_true", help="list the files and their sizes, and upload nothing (needs no login)"
     )
 
 
@@ -171,7 +171,8 @@ def write_space(folder: Path, name: str):
         else:
             shutil.copytree(package / part, folder / part, ignore=no_caches)
     model_folder = folder / Path(DEFAULT_MODEL).name
-    write_model(model_folder, name, name)
+    if not write_model(model_folder, name, name):
+        (model_folder / "README.md").unlink()  # it tells how to load it from the Hub, which it may not be on
     for path in model_folder.glob("*.py"):  # it stands beside the app
         path.unlink()
     write_sums(model_folder)
@@ -194,6 +195,7 @@ def upload(folder: Path, options: argparse.Namespace, keeps_card: bool) -> str:
 
     Raises:
         OSError: the Hub refuses it or cannot be reached.
+        ValueError: it shall be private, and is there and public.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError  # of the client that this version of huggingface_hub uses
@@ -208,6 +210,11 @@ def upload(folder: Path, options: argparse.Namespace, keeps_card: bool) -> str:
             space_sdk="gradio" if options.space else None,
             **of_type,
         )
+        if options.private and not api.repo_info(repository, **of_type).private:
+            raise ValueError(
+                f"{repository} is there already and public, so --private cannot be: take another name, or make it "
+                f"private first, in its settings at {url}."
+            )
         if keeps_card and api.file_exists(repository, "README.md", **of_type):
             (folder / "README.md").unlink()
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Uploaded by mss-lm push", **of_type)

@@ -22,18 +22,18 @@ class Hub:
     Attributes:
         root: snapshots of all commits, ROOT/models/org/name/COMMIT/ and ROOT/spaces/...
         commits: of each repository ("models/org/name"), the oldest first.
-        created: what repositories were asked for with.
+        created: what each repository was asked for with.
         requests: method, path and Range of each request, without its query.
-        cut: file names, and after how many bytes the connection breaks, once.
+        cut: file names, and after how many bytes the connection breaks the next times.
         shorten: file names, and how many bytes are sent of them as if they were all.
     """
 
     root: Path
     address: str = ""
     commits: dict[str, list[str]] = field(default_factory=dict)
-    created: list[dict] = field(default_factory=list)
+    created: dict[str, dict] = field(default_factory=dict)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
-    cut: dict[str, int] = field(default_factory=dict)
+    cut: dict[str, list[int]] = field(default_factory=dict)
     shorten: dict[str, int] = field(default_factory=dict)
     large_files: dict[str, bytes] = field(default_factory=dict)
 
@@ -115,10 +115,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.missing("RevisionNotFound")
         if is_api and action in ("", "revision"):
             siblings = [{"rfilename": file} for file in files_of(folder)]
-            info = {"_id": "0", "id": name, "modelId": name, "sha": folder.name, "private": False, "gated": False}
-            return self.reply_json(
-                {**info, "disabled": False, "downloads": 0, "likes": 0, "tags": [], "siblings": siblings}
-            )
+            info = {"_id": "0", "id": name, "modelId": name, "sha": folder.name, "gated": False, "disabled": False}
+            info["private"] = self.hub.created[repository].get("visibility") == "private"
+            return self.reply_json({**info, "downloads": 0, "likes": 0, "tags": [], "siblings": siblings})
         if is_api and action == "tree":
             return self.reply_json(
                 [
@@ -145,8 +144,8 @@ class Handler(BaseHTTPRequestHandler):
             headers["Content_Range"] = f"bytes {begin}-{total - 1}/{total}"
             body = body[begin:]
         length = len(body)
-        if path.name in self.hub.cut:
-            body, self.close_connection = body[: self.hub.cut.pop(path.name)], True
+        if self.hub.cut.get(path.name):
+            body, self.close_connection = body[: self.hub.cut[path.name].pop(0)], True
         self.reply(206 if begin else 200, body, Content_Length=length, **headers)
 
     def body(self) -> bytes:
@@ -205,7 +204,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply_json({"error": "You don't have the rights to create a model under this namespace"}, 403)
         if repository in self.hub.commits:
             return self.reply_json({"error": "You already created this repo", "url": url}, 409)
-        self.hub.created.append(wanted)
+        self.hub.created[repository] = wanted
         self.hub.commits[repository] = []
         self.hub.commit(repository, [{"key": "file", "value": {"path": ".gitattributes", "content": ""}}])
         self.reply_json({"url": url})

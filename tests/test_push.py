@@ -18,7 +18,7 @@ from transformers import AutoModel, pipeline
 
 from commands_mss.main import main
 from processing_mss import AudioSourceSeparationPipeline
-from tests.hub_server import connect, files_of, serve
+from tests.hub_server import TOKEN, connect, files_of, serve
 from tests.test_hub import run_as_stranger
 from tests.tiny import tiny_model, tiny_processor
 from training_mss.half_precision import halve
@@ -47,7 +47,7 @@ def separate(tmp_path) -> list[str]:
 def test_a_separator_is_pushed_whole_and_every_revision_can_be_had(hub, model_dir, tmp_path, capsys):
     assert main(["push", "org/name", "--model", model_dir, "--private"]) == 0
     assert f"{hub.address}/org/name" in capsys.readouterr().out
-    assert hub.created[0]["visibility"] == "private"
+    assert hub.created["models/org/name"]["visibility"] == "private"
     _, first = hub.commits["models/org/name"]  # made empty, filled in one commit
     folder = hub.snapshot("models/org/name")
     assert set(files_of(folder)) == {MADE_THERE, "README.md", "SHA256SUMS", *os.listdir(model_dir)}
@@ -85,7 +85,7 @@ def test_saving_to_the_hub_saves_all_of_the_pipeline(hub, model_dir, tmp_path):
 def test_downloads_are_resumed_kept_and_used_offline(hub, model_dir, separate, tmp_path, monkeypatch):
     assert main(["push", "org/name", "--model", model_dir]) == 0
     hub.requests.clear()
-    hub.cut["model.safetensors"] = 60000
+    hub.cut["model.safetensors"] = [60000]
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 20000)  # 10 MB, less of which is not kept
     assert main(separate) == 0
     weights = [file for file in hub.downloads() if file.startswith("model.safetensors")]
@@ -105,7 +105,7 @@ def test_downloads_are_resumed_kept_and_used_offline(hub, model_dir, separate, t
     assert (tmp_path / "out" / "song" / "vocals.wav").read_bytes() == stem
 
 
-def test_damaged_downloads_are_refused(hub, model_dir, separate, tmp_path, capsys):
+def test_damaged_downloads_are_refused(hub, model_dir, separate, tmp_path, capsys, monkeypatch):
     def refused() -> str:
         capsys.readouterr()
         assert main(separate) == 1
@@ -115,6 +115,11 @@ def test_damaged_downloads_are_refused(hub, model_dir, separate, tmp_path, capsy
         return line
 
     assert main(["push", "org/name", "--model", model_dir]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)  # between its tries
+        hub.cut["model.safetensors"] = [0] * 100
+        assert "org/name cannot be downloaded" in refused()
+    hub.cut.clear()
     hub.shorten["model.safetensors"] = 50000
     assert re.search(r"should be of size \d+ but has size 50000 .*safetensors", refused())
     hub.shorten.clear()
@@ -167,7 +172,7 @@ print([float(np.abs(stem["audio"]).sum()) for stem in pipeline("audio-source-sep
 def test_a_space_needs_nothing_of_us_but_its_own_files(hub, model_dir, tmp_path):
     assert main(["push", "org/name", "--model", model_dir]) == 0
     assert main(["push", "--space", "org/demo", "--model", "org/name"]) == 0
-    assert hub.created[-1]["type"] == "space" and hub.created[-1]["sdk"] == "gradio"
+    assert hub.created["spaces/org/demo"]["sdk"] == "gradio"
     folder = hub.snapshot("spaces/org/demo")
     own = {path.relative_to(ROOT / "space") for path in (ROOT / "space").rglob("*") if "__pycache__" not in path.parts}
     assert all((folder / path).exists() for path in own)
@@ -210,11 +215,15 @@ def test_a_dry_run_lists_what_would_be_uploaded_and_asks_nobody(hub, model_dir, 
     assert hub.requests == []
     *lines, last = capsys.readouterr().out.splitlines()
     listed = {name: int(size.replace(",", "")) for size, name in (line.split(maxsplit=1) for line in lines)}
-    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert main(arguments) == 0
+    assert main([*arguments, "--private"]) == 1  # all can see it
+    assert "is there already and public" in capsys.readouterr().err
+    assert [len(commits) for commits in hub.commits.values()] == [2]
     folder = hub.snapshot("spaces/org/name" if "--space" in arguments else "models/org/name")
     pushed = {file: (folder / file).stat().st_size for file in files_of(folder) if file != MADE_THERE}
     assert listed == pushed
+    assert not any(model_dir.encode() in (folder / file).read_bytes() for file in pushed)  # where it lay is our affair
     assert last.split() == [f"{sum(pushed.values()):,}", *f"bytes in {len(pushed)} files would be uploaded".split()]
 
 
