@@ -21,7 +21,7 @@ EXTRAS = {
         "visqol-python[accel]==3.8.0",
     ],
     "space": ["gradio>=6.31,<7", "matplotlib"],
-    "dev": ["build", "hypothesis", "pytest", "pytest-xdist", "ruff>=0.17,<0.18", "scipy", "stempeg"],
+    "dev": ["build", "hypothesis", "playwright", "pytest", "pytest-xdist", "ruff>=0.17,<0.18", "scipy", "stempeg"],
 }
 # pyworld is built from source; the Makefile installs it for the tests where that works.
 EXTRAS["dev"] += [name for name in EXTRAS["data"] if name != "pyworld"]

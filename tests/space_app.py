@@ -17,9 +17,17 @@ ALLOWED_SECONDS = 60
 
 
 class Space(contextlib.AbstractContextManager):
-    """`space/app.py` at `address`, until the `with` block ends; `temporary_files()` and `log()` tell what it leaves."""
+    """The app at `address`, until the `with` block ends; `temporary_files()` and `log()` tell what it leaves.
 
-    def __init__(self, model_dir: str):
+    Args:
+        model_dir: of its model; what lies beside the code, if empty.
+        folder: of the app; the checkout's, if not given. Nothing that is imported comes from elsewhere than this folder
+            and the site packages, where this package isn't, as its editable install needs `site`, which -S leaves out.
+    """
+
+    def __init__(self, model_dir: str, folder: Path | None = None):
+        code = folder or ROOT
+        app = code / "app.py" if folder else code / "space" / "app.py"
         self._folder = tempfile.TemporaryDirectory()
         self.folder = Path(self._folder.name)
         (self.folder / "tmp").mkdir()
@@ -38,12 +46,12 @@ class Space(contextlib.AbstractContextManager):
             "MSS_MAX_SECONDS": str(ALLOWED_SECONDS),
             "MSS_MODEL": model_dir,
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(code), *(path for path in sys.path if path.endswith("site-packages"))]),
             "TMPDIR": str(self.folder / "tmp"),
         }
         with open(self.folder / "log.txt", "w") as output:
-            command = [sys.executable, str(ROOT / "space" / "app.py")]
-            self._app = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+            command = [sys.executable, "-S", str(app)]
+            self._app = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=output, stderr=output)
         deadline = time.monotonic() + START_S
         while not self._answers():
             if self._app.poll() is not None or time.monotonic() > deadline:
