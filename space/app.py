@@ -46,7 +46,7 @@ model's own waveform: mono, and it may differ from the song. Stems of the first 
 drums and basses come out with much of the rest removed, voices less, above all in a dense mix, and "other" keeps a good
 deal of everything. Separate only songs that you may; what comes out belongs to whom the song belongs.
 
-**What happens to a song.** It is separated on this machine and deleted within three hours. Nothing is sent elsewhere.
+**What happens to a song.** It is separated on this machine, and deleted after an hour. Nothing is sent elsewhere.
 """
 
 max_seconds = float(os.environ.get("MSS_MAX_SECONDS", 600))
@@ -195,8 +195,9 @@ async def keep_upload(path: str) -> str:
     return await gr.Audio.async_move_resource_to_block_cache(song, path)
 
 
-with gr.Blocks(title="Music source separation", analytics_enabled=False, delete_cache=(3600, 7200)) as demo:
-    gr.Markdown(HEADLINE + (f"\n\n{UNTRAINED}" if pipe.model.config.untrained else ""))
+with gr.Blocks(title="Music source separation", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
+    limit = f" Songs of up to {max_seconds / 60:g} minutes are taken."
+    gr.Markdown(HEADLINE + limit + (f"\n\n{UNTRAINED}" if pipe.model.config.untrained else ""))
     with gr.Row():
         with gr.Column(min_width=280):
             song = gr.Audio(label="Song", type="filepath", sources=["upload", "microphone"])

@@ -71,7 +71,7 @@ class Watch:
         self._check_stopped()
         self.begin = self.begin or time.monotonic()
         seconds = time.monotonic() - self.begin
-        left = f", {seconds / done * (total - done):.0f} s left" if done and seconds > 2 else ""
+        left = f", {seconds / done * (total - done):.0f} s left" if done and seconds > 1 else ""
         self.progress((done, total), desc=f"Separating{left}")
 
     def _check_stopped(self):

@@ -132,10 +132,10 @@ def test_each_visitor_has_two_places_and_cancelling_makes_room(app, client, song
     soundfile.write(long, np.random.default_rng(0).uniform(-0.5, 0.5, 8000 * (ALLOWED_SECONDS - 1)), 8000)
     running = client.submit(handle_file(long), STEMS, "filtered", api_name="/separate")
     deadline = time.monotonic() + 30
-    while not (progress := running.status().progress_data) or not progress[0].desc.startswith("Separating"):
+    while not (progress := running.status().progress_data) or " s left" not in progress[0].desc:
         assert time.monotonic() < deadline and not running.done()
         time.sleep(0.05)
-    assert progress[0].length >= progress[0].index > 0
+    assert progress[0].desc.startswith("Separating, ") and progress[0].length >= progress[0].index > 0
     waits, comes = (Client(app.address, verbose=False, analytics_enabled=False) for _ in range(2))
     waiting = waits.submit(handle_file(song), api_name="/separate")
     while waiting.status().code.value != "IN_QUEUE":
