@@ -71,7 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     for (score, system), by_stem in sorted(values.items(), key=lambda item: list(SCORES).index(item[0][0])):
         cells = summarize_score(by_stem, list(STEMS), seed=0)  # the seed is the bootstrap's
         rows.append([score, system, *(as_text(cells.get(column)) for column in (*STEMS, "mean"))])
-    print(markdown_table(["score", "stems", *STEMS, "mean"], rows))
+    if rows:
+        print(markdown_table(["score", "stems", *STEMS, "mean"], rows))
     made = {stem for by_stem in values.values() for stem in by_stem}
     problems += [f"{name} has no {stem} in {options.estimates}." for name, stem in lacking if stem in made]
     for problem in problems:

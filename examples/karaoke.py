@@ -3,9 +3,9 @@
 python examples/karaoke.py my_songs --output_dir karaoke
 
 writes karaoke/SONG.flac for each song of my_songs (wav, flac, mp3, ogg, m4a, ...), 16 bits, at the song's own rate and
-as long as it is. Songs are read and written block by block, so that an hour takes no more memory than some minutes, and
-short ones are separated together. Nothing is replaced: a file that is there already is an error of its song. A song
-that cannot be read is named, and the others go on.
+as long as it is. Songs are read and written block by block, so that an hour takes no more memory than ten minutes, and
+short ones share batches. Nothing is replaced: a file that is there already is an error of its song. A song that cannot
+be read is named, and the others go on.
 
 exit codes: 0 all songs are written, 1 some are not, 2 wrong usage
 """
@@ -51,7 +51,7 @@ def sing_along(separate, songs: list[Path], output_dir: Path, bar: tqdm) -> int:
         bar.update()
 
     def readers():
-        """Songs as the separator asks for them: the next ones while it has room in a batch."""
+        """Songs as the separator asks for them: the next one while there is room in a batch."""
         for path in songs:
             target = output_dir / f"{path.stem}.flac"
             try:
