@@ -32,7 +32,6 @@ from processing_mss import DEFAULT_MODEL, fitting_dtype
 
 RECIPE = Path(__file__).with_name("finetune.yaml")
 SYSTEMS = {"equal_shares": "a quarter of the mixture", "before masked": "before", "after masked": "after"}
-NEVER = 10**9  # steps
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,10 +60,10 @@ def finetune(options: argparse.Namespace) -> int:
     hold_out(songs / "manifest.jsonl", options.held_out)
     run("mss-lm prepare pack", songs, "--output_dir", packed)
 
-    print(f"\nTraining ends after {options.minutes:g} minutes, wherever its bar is then.", flush=True)
+    print(f"Training ends after {options.minutes:g} minutes, wherever its bar is then.", flush=True)
     given = ["--manifests", packed, "--init_from", model, "--codec", options.codec or f"{model}/codec"]
     given += ["--max_train_minutes", options.minutes, "--num_workers", 0, "--output_dir", training]
-    given += ["--validation_steps", NEVER]  # but at the end: the held-out songs must not choose among weights
+    given += ["--validation_steps", 10**9]  # at the end alone: the held-out songs must not choose among weights
     precision = "bf16" if fitting_dtype(default_device()) is torch.bfloat16 else "no"
     given += ["--set", f"masks.mixed_precision={precision}"]
     run("python train_accelerate.py --stage masks --config", options.config, *given)
@@ -83,7 +82,7 @@ def run(command: str, *given) -> None:
     print(f"\n$ {shlex.join(line)}", flush=True)
     status = mss_lm(line[1:]) if line[0] == "mss-lm" else train_accelerate.main(line[2:])
     if status:
-        raise SystemExit(status)
+        sys.exit(status)
 
 
 def hold_out(manifest: Path, names: list[str]) -> None:
