@@ -1,4 +1,5 @@
 # setup: virtual environment and install. demo: separate a real song. test, check: what CI runs, with its tools.
+# wheel: what could be published, in dist/. wheel_test: install it into an environment of its own and use it elsewhere.
 # robustness: odd and malformed inputs through command line, pipeline and Space, about half an hour; writes docs/robustness.md.
 # train_tiny: render songs and train HuBERT, codec and separator on two CPU cores, in about 20 minutes.
 # train_demo: train masks and separator of the checkpoint that ships, in the background; the same command goes on with it.
@@ -21,7 +22,7 @@ MINUTES ?= masks=60 separator=30
 # By its command line: the number of a process that has ended may be another one's by now.
 IS_RUNNING = grep -qs training_mss.recipe /proc/$$(cat runs/demo/pid 2>/dev/null)/cmdline
 
-.PHONY: setup demo test check robustness train_tiny train_demo stop_demo
+.PHONY: setup demo test check wheel wheel_test robustness train_tiny train_demo stop_demo
 
 setup: $(STAMP)
 
@@ -49,6 +50,23 @@ check: $(DEV_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+wheel: $(DEV_STAMP)
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist . >/dev/null
+
+# Away from the sources, which python would import instead. A Space that is uploaded from there has the same files.
+wheel_test: wheel
+	@set -e; unset PYTHONPATH; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	$(PYTHON) -m venv "$$folder/venv"; \
+	"$$folder/venv/bin/python" -m pip install --quiet dist/*.whl; \
+	ln -s "$(DEMO_SONG)" "$$folder/song.mp4"; \
+	$(BIN)/python -m commands_mss.main push --space --dry_run me/demo >"$$folder/expected.txt"; \
+	cd "$$folder"; export PATH="$$folder/venv/bin:$$PATH"; \
+	mss-lm separate song.mp4; \
+	for stem in vocals drums bass other; do test -s separated/song/$$stem.wav; done; \
+	mss-lm push --space --dry_run me/demo | diff expected.txt -; \
+	echo "The wheel works by itself."
 
 robustness: $(DEV_STAMP)
 	$(BIN)/python -m tests.robustness

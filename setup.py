@@ -22,7 +22,7 @@ EXTRAS = {
         "visqol-python[accel]==3.8.0",
     ],
     "space": ["gradio>=6.31,<7", "matplotlib"],
-    "dev": ["hypothesis", "pytest", "pytest-xdist", "ruff>=0.17,<0.18", "scipy", "stempeg"],
+    "dev": ["build", "hypothesis", "playwright", "pytest", "pytest-xdist", "ruff>=0.17,<0.18", "scipy", "stempeg"],
 }
 # pyworld is built from source; the Makefile installs it for the tests where that works.
 EXTRAS["dev"] += [name for name in EXTRAS["data"] if name != "pyworld"]
@@ -48,14 +48,19 @@ setup(
         "evaluation_mss",
         "pretrained_mss",
         "commands_mss",
+        "space_mss",  # the folder space/, which `mss-lm push --space` uploads
     ],
+    package_dir={"space_mss": "space"},
     py_modules=["mss_lm", "torchaudio_guard_mss", "train_accelerate"],
     package_data={
+        # All of the checkpoint, 76 MB with the codec for training: the package index takes files of up to 100 MB, and
+        # there is no server of ours from which it could be fetched instead.
         "pretrained_mss": [
             "SHA256SUMS",
             *[f"{folder}*.{kind}" for folder in ("", "codec/") for kind in ("json", "safetensors", "md")],
         ],
         "evaluation_mss": ["metrics/*/*.py"],  # modules that evaluate.load takes by their path
+        "space_mss": ["*.md", "*.txt", "*.html", "*.css", "*.js", "examples/*"],
     },
     install_requires=[
         "torch>=2.11,<2.14",

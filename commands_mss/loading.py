@@ -1,4 +1,10 @@
-"""Loading a separator, with errors that say which."""
+"""Loading a separator of a folder or the Hub, with errors that say what is wrong with it."""
+
+import hashlib
+import os
+from pathlib import Path
+
+SUMS = "SHA256SUMS"  # of files beside it, as sha256sum writes and reads it
 
 
 def load_separator(name: str, dtype):
@@ -6,7 +12,9 @@ def load_separator(name: str, dtype):
 
     Raises:
         ValueError: there is no separator of this name, or it is damaged.
+        OSError: it cannot be downloaded.
     """
+    from huggingface_hub.errors import HTTPError  # of the client that this version of huggingface_hub uses
     from transformers.utils import logging
 
     from modeling_mss import MssForConditionalGeneration
@@ -16,12 +24,59 @@ def load_separator(name: str, dtype):
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
+        check_sums(name)
         return MssForConditionalGeneration.from_pretrained(name, dtype=dtype), MssProcessor.from_pretrained(name)
     except (AttributeError, KeyError, TypeError) as error:  # transformers' own, where a configuration is none
         raise ValueError(f"{name} holds no separator ({type(error).__name__}: {error}): get it again.") from error
+    except HTTPError as error:
+        raise OSError(f"{name} cannot be downloaded ({error}): look at the connection and try again.") from error
     except (OSError, ValueError) as error:
         if name in str(error):
             raise
         raise ValueError(f"{name}: {error}") from error
     finally:
         logging.set_verbosity(verbosity)
+
+
+def find_file(name: str, file: str) -> Path | None:
+    """A file of a folder or Hub id, downloaded if it is not in the cache; None if there is none of this name.
+
+    Raises:
+        OSError: there is no such Hub id, or it cannot be reached.
+    """
+    from transformers.utils import cached_file
+
+    path = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+    return None if path is None else Path(path)
+
+
+def check_sums(name: str):
+    """Raise ValueError unless the files that are loaded are those that SHA256SUMS tells of, where there is one.
+
+    A download is checked for its length only, and a disk may lose some of it later: stems would differ, unnoticed.
+    """
+    try:
+        sums = find_file(name, SUMS)
+    except OSError:
+        return  # loading says what is wrong with the name
+    if sums is None:
+        return
+    for line in sums.read_text(encoding="utf-8").splitlines():
+        expected, file = line.split(maxsplit=1)
+        file = file.removeprefix("*")
+        if "/" in file or not file.endswith((".json", ".safetensors")):
+            continue  # the codec for training; code, which this package has itself
+        path = find_file(name, file)
+        if path is None:
+            raise ValueError(f"There is no {file} in {name}, of which its {SUMS} tells: get the checkpoint again.")
+        with open(path, "rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        if found != expected:
+            if os.path.isdir(name):
+                remedy = f"get it again, or delete {sums} if you have changed it yourself"
+            else:
+                remedy = f"delete {path.resolve()}, and the next call downloads it again"
+            raise ValueError(
+                f"The file {file} of {name} is damaged: its SHA-256 is {found[:8]}..., expected {expected[:8]}... as "
+                f"in {SUMS}; {remedy}."
+            )

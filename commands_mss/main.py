@@ -4,12 +4,12 @@ import argparse
 import signal
 import sys
 
-from . import benchmark, evaluate, prepare, separate
+from . import benchmark, evaluate, prepare, push, separate
 from .errors import fail
 
 # A request to end, and a terminal that was closed (which Windows does not know).
 END_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-COMMANDS = {"separate": separate, "prepare": prepare, "evaluate": evaluate, "benchmark": benchmark}
+COMMANDS = {"separate": separate, "prepare": prepare, "evaluate": evaluate, "benchmark": benchmark, "push": push}
 
 
 def main(arguments: list[str] | None = None) -> int:

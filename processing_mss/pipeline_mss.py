@@ -17,6 +17,8 @@ from .song_queue_mss import Song
 
 logger = logging.get_logger(__name__)
 
+UPLOAD_OPTIONS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
+
 
 class AudioSourceSeparationPipeline(Pipeline):
     r"""
@@ -212,12 +214,19 @@ class AudioSourceSeparationPipeline(Pipeline):
             {"label": label, "audio": audio, "sampling_rate": rate} for label, audio in model_outputs["stems"].items()
         ]
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, repo_id: str | None = None, **kwargs
+    ):
         """Write one self-contained repository: weights, configurations, processor and the code of all of them.
+
+        Args:
+            push_to_hub: upload all of it too, as the method `push_to_hub` does, which other arguments of its are for.
+            repo_id: where to, "org/name"; the name of the folder, if not given.
 
         The base class leaves out the processor, and the code of a pipeline that was itself loaded from a repository; it
         also writes the registry's default model into config.json.
         """
+        upload_options = {name: kwargs.pop(name) for name in UPLOAD_OPTIONS if name in kwargs}
         os.makedirs(save_directory, exist_ok=True)
         custom_object_save(self, save_directory)
         self.model.save_pretrained(save_directory, **kwargs)
@@ -231,3 +240,5 @@ class AudioSourceSeparationPipeline(Pipeline):
         with open(path, "w", encoding="utf-8") as file:
             file.write(json.dumps(values, indent=2, sort_keys=True) + "\n")
         self.processor.save_pretrained(save_directory)
+        if push_to_hub:  # not the model's own, which would upload it alone
+            self.push_to_hub(repo_id or os.path.basename(os.path.abspath(save_directory)), **upload_options)

@@ -5,149 +5,187 @@ MSS_MAX_SECONDS, the longest song that is taken (default: 600). Gradio reads its
 """
 
 import contextlib
-import math
 import os
+import random
 import tempfile
 import threading
 import time
+import zipfile
 from concurrent.futures import CancelledError
 from pathlib import Path
 
+try:
+    import spaces  # of Hugging Face's ZeroGPU; before torch, as it wants
+except ImportError:
+    spaces = None
+
 import gradio as gr
 import torch
-from matplotlib.figure import Figure
 
 import mss_lm  # noqa: F401  (makes transformers know the separator; has to run before its pipelines)
 
 # isort: split
+from limits import SONGS_PER_VISITOR, Visitors, Watch
+from mixer import mixer, mixer_value
 from transformers import pipeline
 
-from processing_mss import (
-    DEFAULT_MODEL,
-    AudioReader,
-    AudioWriter,
-    damage_message,
-    fitting_dtype,
-    log_mel_spectrogram,
-)
+from processing_mss import DEFAULT_MODEL, AudioReader, AudioWriter, fitting_dtype
 
-READ_LIMIT_S = 60  # seconds that a song may take to be decoded once
-MAX_WIDTH = 8 * 48000  # samples of all channels in a second of the longest song, on average: 7.1 at 48 kHz
-PICTURE_RANGE = 11.5  # of log-mel magnitudes, from black to white: 100 dB
-HEADLINE = "# Music source separation\nA language model writes the stems of a song as tokens of a neural audio codec."
+MAX_CANDIDATES = 4
+MAX_SEED = 2**31 - 1
+EXAMPLE = Path(__file__).parent / "examples" / "rendered_song.mp3"
+HEADLINE = "# Music source separation\nA song goes in, its vocals, drums, bass and the rest come out, to be mixed anew."
 UNTRAINED = "⚠️ **This checkpoint is untrained:** the stems are noise, whatever the song."
-ADVICE = (
-    "Masked, for remixes and karaoke: the song's own sound, in all its channels, divided among stems that add up to "
-    "it, in seconds. Filtered: the same, with what the language model writes taken into account. Generated, for "
-    "listening to one stem alone: the model's own waveform, mono, which may differ from the song."
-)
+ABOUT = """
+**What it is.** An encoder says which share of every sound belongs to whom; a language model, told of that, writes the
+tokens of a neural audio codec, stem after stem (after arXiv 2604.09371). *Masked* divides the song's own sound by the
+encoder's shares, in seconds. *Filtered* takes what the language model writes into account, too. *Generated* is the
+model's own waveform: mono, and it may differ from the song. Stems of the first two add up to the song.
+
+**What it cannot do.** The checkpoint that ships was trained for minutes, on hours of music, not on thousands of them:
+drums and basses come out with much of the rest removed, voices less, above all in a dense mix, and "other" keeps a good
+deal of everything. Separate only songs that you may; what comes out belongs to whom the song belongs.
+
+**What happens to a song.** It is separated on this machine, and deleted after an hour. Nothing is sent elsewhere.
+"""
 
 max_seconds = float(os.environ.get("MSS_MAX_SECONDS", 600))
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 model_name = os.environ.get("MSS_MODEL") or DEFAULT_MODEL
 pipe = pipeline("audio-source-separation", model=model_name, device=device, dtype=fitting_dtype(device))
 stem_names, outputs = list(pipe.model.config.stems), list(pipe.model.config.outputs)
-alone, latest = threading.Lock(), None  # the Watch of the song that was begun last
+visitors, alone, latest = Visitors(), threading.Lock(), None  # latest: the Watch of the song that was begun last
 
 
-def separate(path: str | None, stems: list[str], output: str, request: gr.Request, progress=gr.Progress()):  # noqa: B008
-    """One file for each stem of the model, None for those that were not asked for; and the spectrograms."""
-    if path is None or not os.path.isfile(path):
-        raise gr.Error("Upload or record a song first.")
-    if not stems:
-        raise gr.Error("Choose at least one stem.")
+def title_of(model: str) -> str:
+    """What a model is called: by the heading of its card, where it lies in a folder; else it has an id."""
+    card = Path(model, "README.md")
+    lines = card.read_text("utf-8").splitlines() if card.is_file() else []
+    return next((line[2:] for line in lines if line.startswith("# ")), model)
+
+
+def check(
+    path: str | None, stems: list[str], output: str, candidates: int, seed: int, format: str, request: gr.Request
+):
+    """Before a song enters the queue: is there one, is anything wanted, and has its visitor a place left?"""
+    has_song = path is not None and os.path.isfile(path)
+    has_place = visitors.may_enter(request.client.host)
+    if has_song and stems and has_place:
+        visitors.enter(request.client.host, request.session_hash)
+    text = f"{SONGS_PER_VISITOR} of your songs wait or are being separated: try again when one is done."
+    return [
+        gr.validate(has_song and has_place, text if has_song else "Upload or record a song first."),
+        gr.validate(bool(stems), "Choose at least one stem."),
+        *[gr.validate(True, "")] * 4,
+    ]
+
+
+def separate(
+    path: str | None,
+    stems: list[str],
+    output: str,
+    candidates: int,
+    seed: int,
+    format: str,
+    request: gr.Request,
+    progress=gr.Progress(),  # noqa: B008
+):
+    """The mixer's tracks, a zip of the stems, and a line on how they were made."""
     global latest
+    if not visitors.has(request.client.host, request.session_hash):
+        raise gr.Error("Cancelled.", print_exception=False)
     if latest is not None:
-        latest.is_stopped = True  # the queue has given it up; only its thread may not know yet
-    latest = watch = Watch(request.session_hash, progress, Path(path).name)
-    progress(0, desc="Reading")
+        latest.stop()  # the queue has given it up; only its thread may not know yet
     with tempfile.TemporaryDirectory() as folder:  # deleted once Gradio, after `yield`, has copied the files
-        files = {label: f"{folder}/{Path(path).stem[:100]}_{label}.wav" for label in stem_names if label in stems}
+        folder, name = Path(folder), Path(path).name
+        latest = watch = Watch(request.session_hash, progress, name, max_seconds, folder / "stop")
+        seed = random.randint(0, MAX_SEED) if seed < 0 else min(int(seed), MAX_SEED)
+        options = {"stems": [label for label in stem_names if label in stems], "output": output}
+        if output != "masked":
+            options["seed"] = seed
+        if output == "filtered":
+            options["num_candidates"] = min(int(candidates), MAX_CANDIDATES)
+        progress(0, desc="Reading")
+        begin = time.monotonic()
         try:
-            with alone:
-                separate_to_files(path, files, output, watch)
+            with alone, sentences(path, name):
+                files, archived = separate_to_files(path, folder, format, options, watch)
+                seconds = time.monotonic() - begin
                 progress(None, desc="Drawing")
-                picture = draw_spectrograms({"mixture": path, **files}, watch)
-        except (ValueError, RuntimeError, OSError, CancelledError) as error:
-            text = getattr(error, "strerror", None) or str(error).replace(path, watch.name)
-            raise gr.Error(text, duration=None, print_exception=False) from error
-        yield *map(files.get, stem_names), picture
+                value = mixer_value(files, folder, pipe.processor.mono_blocks, watch.on_read)
+                archive = archive_of(archived, folder / f"{Path(path).stem[:100]}_stems.zip")
+        finally:
+            visitors.leave(request.client.host, request.session_hash)
+        length = value["num_samples"] / value["sampling_rate"]
+        note = f"**{name}**, {length:.0f} s, {output} in {seconds:.1f} s by {title_of(model_name)}"
+        yield value, str(archive), note + (f", seed {seed}" if output != "masked" else "")
 
 
-class Watch:
-    """Looks at one separation: shows how far it is, and ends it when that is wanted or reading takes too long.
+def gpu_seconds(path: str, folder: Path, format: str, options: dict, watch: Watch) -> float:
+    """For how long ZeroGPU is asked; a guess to be on the safe side, since it was never measured there."""
+    with AudioReader(path, max_seconds=max_seconds, on_read=watch.on_read) as reader:
+        length = reader.num_samples / reader.sampling_rate
+    return 30 + length * (0.05 if options["output"] == "masked" else 0.3 * options.get("num_candidates", 1))
 
-    One song is separated at a time: what never ends would keep everybody waiting.
+
+def on_gpu(function):
+    """ZeroGPU's decorator, which does nothing elsewhere."""
+    return function if spaces is None else spaces.GPU(duration=gpu_seconds)(function)
+
+
+@on_gpu
+def separate_to_files(path: str, folder: Path, format: str, options: dict, watch: Watch):
+    """Stems are written block by block, as they come: as wav, which the mixer plays, and as what goes into the zip.
+
+    Returns:
+        Tracks of the mixer by name, the song first; and the files for the zip.
     """
-
-    def __init__(self, session: str | None, progress: gr.Progress, name: str):
-        self.session, self.progress, self.name = session, progress, name
-        self.is_stopped = False
-        self.deadline = time.monotonic() + READ_LIMIT_S
-
-    def on_read(self, seconds: float):
-        self._check_stopped()
-        if time.monotonic() > self.deadline:
-            raise ValueError(f"Reading {self.name} takes more than {READ_LIMIT_S} s: is it whole?")
-
-    def on_whole(self, reader: AudioReader):
-        """The song was read once, and can be: now it is separated, in time that its length tells."""
-        self.deadline = math.inf
-        if reader.num_samples * reader.num_channels > max_seconds * MAX_WIDTH:
-            raise ValueError(
-                f"{self.name} has {reader.num_channels} channels at {reader.sampling_rate} Hz, too many for a song of "
-                "this length here: cut it, or take fewer channels or a lower rate."
-            )
-        if reader.losses:
-            gr.Warning(damage_message(self.name, reader.losses), duration=None)
-
-    def on_progress(self, done: int, total: int):
-        self._check_stopped()
-        self.progress((done, total), desc="Separating")
-
-    def _check_stopped(self):
-        if self.is_stopped:
-            raise CancelledError("Cancelled.")
-
-
-def separate_to_files(path: str, files: dict[str, str], output: str, watch: Watch):
-    """Stems are written block by block, as they come."""
-    with contextlib.ExitStack() as stack:
+    with sentences(path, watch.name), contextlib.ExitStack() as stack:
         reader = stack.enter_context(AudioReader(path, max_seconds=max_seconds, on_read=watch.on_read))
         watch.on_whole(reader)
-        stream = pipe.stream(
-            reader, stems=list(files), output=output, clip_mode="rescale", progress_callback=watch.on_progress
-        )
-        layout = {"sampling_rate": stream.sampling_rate, "num_channels": stream.num_channels}
-        layout["num_samples"] = stream.num_samples
-        writers = {label: stack.enter_context(AudioWriter(file, **layout)) for label, file in files.items()}
+        stream = pipe.stream(reader, **options, clip_mode="rescale", progress_callback=watch.on_progress)
+        song = Path(path).stem[:100]
+        files = {label: folder / f"{song}_{label}.wav" for label in ("mixture", *stream.labels)}
+        archived = [files[label].with_suffix(f".{format}") for label in stream.labels]
+        rate, size = stream.sampling_rate, {"num_samples": stream.num_samples}
+        writers = {
+            file: stack.enter_context(AudioWriter(file, rate, stream.num_channels, **size))
+            for file in {*archived, *(files[label] for label in stream.labels)}
+        }
         for block in stream:
             for label, samples in block.items():
-                writers[label].write(samples)
+                for suffix in {".wav", f".{format}"}:
+                    writers[files[label].with_suffix(suffix)].write(samples)
+        mixture = stack.enter_context(AudioWriter(files["mixture"], rate, reader.num_channels, **size))
+        for samples in reader.blocks(2**18):
+            mixture.write(samples)
+    return files, archived
 
 
-def draw_spectrograms(files: dict[str, str], watch: Watch) -> Figure:
-    """Log-mel spectrograms as the model sees them, one below the other, all on the scale of the first."""
-    figure = Figure(figsize=(10, 1.5 * len(files)), layout="constrained")
-    white = None
-    for axes, (label, file) in zip(figure.subplots(len(files), sharex=True), files.items()):
-        with AudioReader(file, on_read=watch.on_read) as reader:
-            blocks = map(torch.from_numpy, reader.blocks(2**18))
-            mono = torch.cat(list(pipe.processor.mono_blocks(blocks, reader.sampling_rate)))
-        mono = torch.nn.functional.pad(mono, (0, max(-len(mono) % 960, 2880 - len(mono))))
-        picture = log_mel_spectrogram(mono).T.numpy()
-        white = picture.max() if white is None else white
-        place = {"aspect": "auto", "origin": "lower", "extent": (0, len(mono) / 48000, 0, 1)}
-        axes.imshow(picture, "magma", vmin=white - PICTURE_RANGE, vmax=white, **place)
-        axes.set(ylabel=label, yticks=[])
-    axes.set_xlabel("seconds")
-    return figure
+def archive_of(files: list[Path], path: Path) -> Path:
+    """A zip of stems; audio is not compressed any further."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in files:
+            archive.write(file, file.name)
+    return path
+
+
+@contextlib.contextmanager
+def sentences(path: str, name: str):
+    """Errors as sentences for the page, with the song's name in place of where it lies here."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError, CancelledError) as error:
+        text = getattr(error, "strerror", None) or str(error).replace(path, name)
+        raise gr.Error(text, duration=None, print_exception=False) from error
 
 
 def stop(request: gr.Request):
-    """Let the separation of this session end at its next step."""
-    if latest is not None and request.session_hash is not None and latest.session == request.session_hash:
-        latest.is_stopped = True
+    """Let the separation of this session end at its next step; or give up its place in the queue."""
+    if latest is not None and latest.is_running and request.session_hash and latest.session == request.session_hash:
+        latest.stop()
+    else:
+        visitors.leave(request.client.host, request.session_hash)
 
 
 async def keep_upload(path: str) -> str:
@@ -157,25 +195,56 @@ async def keep_upload(path: str) -> str:
     return await gr.Audio.async_move_resource_to_block_cache(song, path)
 
 
-with gr.Blocks(title="Music source separation", analytics_enabled=False, delete_cache=(3600, 7200)) as demo:
-    gr.Markdown(HEADLINE + (f"\n\n{UNTRAINED}" if pipe.model.config.untrained else ""))
+with gr.Blocks(title="Music source separation", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
+    limit = f" Songs of up to {max_seconds / 60:g} minutes are taken."
+    gr.Markdown(HEADLINE + limit + (f"\n\n{UNTRAINED}" if pipe.model.config.untrained else ""))
     with gr.Row():
-        with gr.Column():
+        with gr.Column(min_width=280):
             song = gr.Audio(label="Song", type="filepath", sources=["upload", "microphone"])
             song.async_move_resource_to_block_cache = keep_upload
-            stems = gr.CheckboxGroup(stem_names, value=stem_names, label="Stems", info="Made in this order.")
-            output = gr.Radio(outputs, value=outputs[0], label="Output", info=ADVICE)
+            gr.Examples([[str(EXAMPLE)]], song, label="An example (made by this project, CC0)", cache_examples=False)
+            stems = gr.CheckboxGroup(stem_names, value=stem_names, label="Stems")
+            output = gr.Radio(outputs, value=outputs[0], label="Output")
             with gr.Row():
-                start = gr.Button("Separate", variant="primary")
-                cancel = gr.Button("Cancel")
-        with gr.Column():
-            players = [gr.Audio(label=name, format="wav", interactive=False) for name in stem_names]
-    plot = gr.Plot(label="Spectrograms", show_label=False)
-    run = start.click(separate, [song, stems, output], [*players, plot], api_name="separate", concurrency_limit=1)
+                start = gr.Button("Separate", variant="primary", min_width=120)
+                cancel = gr.Button("Cancel", min_width=120)
+            with gr.Accordion("More", open=False):
+                candidates = gr.Slider(
+                    1,
+                    MAX_CANDIDATES,
+                    value=min(pipe.model.config.num_candidates, MAX_CANDIDATES),
+                    step=1,
+                    label="Candidates",
+                    info="Of filtered: how often the language model writes each stem; their mean counts.",
+                )
+                seed = gr.Number(
+                    -1, label="Seed", precision=0, info="Of filtered and generated; -1: a new one each time."
+                )
+                format = gr.Radio(["wav", "flac"], value="wav", label="Files in the zip")
+        with gr.Column(scale=3, min_width=300):
+            tracks = mixer()
+            note = gr.Markdown()
+            archive = gr.DownloadButton("All stems (zip)", interactive=False)
+    gr.Markdown(ABOUT)
+    run = start.click(
+        separate,
+        [song, stems, output, candidates, seed, format],
+        [tracks, archive, note],
+        api_name="separate",
+        concurrency_limit=1,
+        validator=check,
+        show_progress_on=tracks,
+        scroll_to_output=True,  # on a phone it is far below
+    )
+    run.success(lambda: gr.DownloadButton(interactive=True), outputs=archive, api_name=False)
     cancel.click(stop, queue=False, api_name="stop")  # what runs
     cancel.click(None, cancels=run)  # what waits
     demo.unload(stop)
 demo.queue(max_size=20, api_open=False)  # by the queue only, which counts
 
 if __name__ == "__main__":
-    demo.launch(max_file_size="500mb", footer_links=["api", "gradio"])
+    demo.launch(
+        max_file_size="500mb",
+        footer_links=["api", "gradio"],
+        css="#mixer .html-container { padding: 0 }",
+    )

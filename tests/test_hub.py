@@ -14,10 +14,11 @@ import torch
 from transformers import AutoFeatureExtractor, AutoModel, AutoProcessor, pipeline
 
 import mss_lm  # noqa: F401
+from commands_mss.main import main
 from modeling_mss import MssForConditionalGeneration
 from modeling_mss.convert_hcodec import save_feature_extractor
 from processing_mss import AudioSourceSeparationPipeline, MssProcessor
-from tests.hub_server import serve
+from tests.hub_server import connect, serve
 from tests.tiny import masked_options, tiny_codec, tiny_model, tiny_processor
 from training_mss.half_precision import halve
 
@@ -81,15 +82,15 @@ def expected(model_dir):
     return [int(codes.sum()), *[float(np.abs(stem["audio"]).sum()) for stem in pipe(song, sampling_rate=44100)]]
 
 
-def test_strangers_load_separate_save_and_train_without_the_package(model_dir, expected, tmp_path):
+def test_strangers_load_separate_save_and_train_without_the_package(model_dir, expected, tmp_path, monkeypatch):
     """From the Hub to a folder, and with it the example, which trains, saves and loads once more."""
-    (tmp_path / "hub" / "org").mkdir(parents=True)
-    (tmp_path / "hub" / "org" / "name").symlink_to(model_dir)
     (tmp_path / "stranger.py").write_text(STRANGER)
     (tmp_path / "elsewhere").mkdir()
     saved, tuned = tmp_path / "saved", tmp_path / "tuned"
-    with serve(tmp_path / "hub") as address:
-        online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
+    with serve(tmp_path / "hub") as hub:
+        connect(hub, monkeypatch, tmp_path)
+        assert main(["push", "org/name", "--model", model_dir]) == 0
+        online = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0"}
         arguments = ["org/name", str(saved)]
         printed = run_as_stranger(tmp_path / "stranger.py", arguments, tmp_path / "elsewhere", **online)
     assert json.loads(printed[-1]) == pytest.approx(expected, rel=1e-5)

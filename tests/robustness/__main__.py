@@ -105,7 +105,7 @@ class Trial(contextlib.AbstractContextManager):
         self._space = None
         arguments = [self._model_dir, str(self._folder), str(self._elsewhere.folder), str(self._elsewhere.port)]
         if self._with_space:
-            from tests.robustness.space import Space
+            from tests.space_app import Space
 
             self._space = self._stack.enter_context(Space(self._model_dir))
             arguments.append(self._space.address)

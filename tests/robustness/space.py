@@ -1,77 +1,13 @@
-"""The Space's app in a process of its own, and one song put through it by its API."""
+"""One song put through the Space by its API."""
 
-import contextlib
 import json
-import os
-import socket
-import subprocess
-import sys
-import tempfile
-import time
 import uuid
-from pathlib import Path
 
 import httpx
 import numpy as np
 import soundfile
 
 from tests.robustness.judging import outcome_of_failure, text_problem
-
-ROOT = Path(__file__).resolve().parents[2]
-START_S = 60
-ALLOWED_SECONDS = 60
-
-
-class Space(contextlib.AbstractContextManager):
-    """Runs `space/app.py` as tests/test_space.py does; `temporary_files()` and `log()` tell what it leaves."""
-
-    def __init__(self, model_dir: str):
-        self._folder = tempfile.TemporaryDirectory()
-        self.folder = Path(self._folder.name)
-        (self.folder / "tmp").mkdir()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.address = f"http://127.0.0.1:{port}"
-        environment = {
-            **os.environ,
-            "GRADIO_ANALYTICS_ENABLED": "0",
-            "GRADIO_SERVER_NAME": "127.0.0.1",
-            "GRADIO_SERVER_PORT": str(port),
-            "GRADIO_SHARE": "0",
-            "GRADIO_TEMP_DIR": str(self.folder / "uploads"),
-            "HF_HUB_OFFLINE": "1",
-            "MSS_MAX_SECONDS": str(ALLOWED_SECONDS),
-            "MSS_MODEL": model_dir,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
-            "TMPDIR": str(self.folder / "tmp"),
-        }
-        with open(self.folder / "log.txt", "w") as output:
-            command = [sys.executable, str(ROOT / "space" / "app.py")]
-            self._app = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
-        deadline = time.monotonic() + START_S
-        while not self._answers():
-            if self._app.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"The Space did not start:\n{self.log()}")
-            time.sleep(0.3)
-        self.begin = set(self.temporary_files())
-
-    def __exit__(self, *exception):
-        self._app.kill()
-        self._app.wait()
-        self._folder.cleanup()
-
-    def _answers(self) -> bool:
-        with contextlib.suppress(httpx.HTTPError):
-            return httpx.get(f"{self.address}/config").status_code == 200
-        return False
-
-    def log(self) -> str:
-        return (self.folder / "log.txt").read_text(errors="replace")
-
-    def temporary_files(self) -> list[str]:
-        return sorted(path.name for path in (self.folder / "tmp").iterdir())
 
 
 def scale_of(total: np.ndarray, reference: np.ndarray) -> float:
@@ -93,7 +29,7 @@ def by_space(address: str):
         (uploaded,) = client.post("/upload", files={"files": (path.name, path.read_bytes())}).raise_for_status().json()
         file = {"path": uploaded, "orig_name": path.name, "meta": {"_type": "gradio.FileData"}}
         session = uuid.uuid4().hex
-        request = {"data": [file, names, "masked"], "fn_index": run["id"], "session_hash": session}
+        request = {"data": [file, names, "masked", 1, -1, "wav"], "fn_index": run["id"], "session_hash": session}
         client.post("/queue/join", json=request).raise_for_status()
         warnings, done = [], None
         with client.stream("GET", "/queue/data", params={"session_hash": session}) as answers:
@@ -109,7 +45,8 @@ def by_space(address: str):
         for warning in warnings:
             if problem := text_problem(warning):
                 return "TRACEBACK", problem
-        read = [soundfile.read(one["path"], always_2d=True) for one in done["output"]["data"][:4]]
+        _, *tracks = done["output"]["data"][0]["tracks"]
+        read = [soundfile.read(track["file"]["path"], always_2d=True) for track in tracks]
         stems, scale = [samples.T for samples, _ in read], 1.0
         if max(np.abs(stem).max(initial=0) for stem in stems) > 0.99 and case.made.reference is not None:
             scale = scale_of(sum(stems), case.made.reference)
