@@ -12,8 +12,8 @@ DOCUMENTS = [
     *(path for top in ("docs", "examples", "space", "pretrained_mss") for path in sorted((ROOT / top).rglob("*.md"))),
 ]
 
-# The first line of a block that the tests do not run.
-MARK = re.compile(r"# (needs|run by) (.+)")
+# The first line of a block that nothing runs.
+NEEDS = re.compile(r"# (needs) (.+)")
 OPERATORS = set("();<>|&")
 SHELL_WORDS = {"do", "then", "{", "}", "!"}
 # What starts a Python program.
@@ -23,12 +23,13 @@ PROGRAMS = {*LAUNCHERS, "mss-lm"}
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of a document; `line` is that of its first line of code."""
+    """A fenced block of a document; `line` is that of its first line of code, `runner` runs it in place of the tests."""
 
     path: Path
     line: int
     language: str
     text: str
+    runner: str | None
 
     def __str__(self):
         return f"{self.path.relative_to(ROOT)}:{self.line}"
@@ -36,15 +37,20 @@ class Block:
     @property
     def mark(self) -> tuple[str, str] | None:
         """("needs" or "run by", what or by whom), or None: the tests run it."""
-        match = MARK.fullmatch(self.text.splitlines()[0])
+        if self.runner:
+            return "run by", self.runner
+        match = NEEDS.fullmatch(self.text.splitlines()[0])
         return match and match.groups()
 
 
 def blocks(path: Path) -> list[Block]:
     """The bash and python blocks of a document."""
     text = path.read_text()
-    fences = re.finditer(r"^```(bash|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [Block(path, text[: fence.start(2)].count("\n") + 1, fence[1], fence[2]) for fence in fences]
+    pattern = r"^(?:<!-- run by (?P<runner>[^\n]+) -->\n)?```(?P<language>bash|python)\n(?P<text>.*?)^```$"
+    return [
+        Block(path, text[: fence.start("text")].count("\n") + 1, **fence.groupdict())
+        for fence in re.finditer(pattern, text, re.MULTILINE | re.DOTALL)
+    ]
 
 
 def inline_commands(path: Path) -> list[list[str]]:

@@ -51,7 +51,7 @@ class Space(contextlib.AbstractContextManager):
         }
         with open(self.folder / "log.txt", "w") as output:
             command = [sys.executable, "-S", str(app)]
-            self._app = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=output, stderr=output)
+            self._app = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         deadline = time.monotonic() + START_S
         while not self._answers():
             if self._app.poll() is not None or time.monotonic() > deadline:

@@ -150,7 +150,7 @@ def test_marks_say_what_is_needed_or_who_runs_it(block):
         run = commands((ROOT / ".ci" / "run").read_text())
         assert all(command in run for command in commands(block.text)), f"{block}: .ci/run has not all of these"
     else:
-        test, named = (ROOT / what).read_text(), re.findall(r"(\w+)\.py\b", block.text.partition("\n")[2])
+        test, named = (ROOT / what).read_text(), re.findall(r"(\w+)\.py\b", block.text)
         if block.language == "python":
             named = [name for line in re.findall(r"import (.*)", block.text) for name in line.split(", ")]
         assert named and all(re.search(rf"\b{name}\b", test) for name in named), f"{block}: {what} does not run {named}"
