@@ -196,7 +196,7 @@ async def keep_upload(path: str) -> str:
 
 
 with gr.Blocks(title="Music source separation", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
-    limit = f" Songs of up to {max_seconds / 60:g} minutes are taken."
+    limit = f" Songs may be {max_seconds // 60:.0f}:{max_seconds % 60:02.0f} long."
     gr.Markdown(HEADLINE + limit + (f"\n\n{UNTRAINED}" if pipe.model.config.untrained else ""))
     with gr.Row():
         with gr.Column(min_width=280):

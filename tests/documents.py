@@ -23,7 +23,7 @@ PROGRAMS = {*LAUNCHERS, "mss-lm"}
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of a document; `line` is that of its first line of code, `runner` runs it in place of the tests."""
+    """A fenced block of a document; `line`: of its first line of code; `runner` runs it, not the tests."""
 
     path: Path
     line: int

@@ -23,9 +23,10 @@ class Space(contextlib.AbstractContextManager):
         model_dir: of its model; what lies beside the code, if empty.
         folder: of the app; the checkout's, if not given. Nothing that is imported comes from elsewhere than this folder
             and the site packages, where this package isn't, as its editable install needs `site`, which -S leaves out.
+        max_seconds: longest song that it takes.
     """
 
-    def __init__(self, model_dir: str, folder: Path | None = None):
+    def __init__(self, model_dir: str, folder: Path | None = None, max_seconds: int = ALLOWED_SECONDS):
         code = folder or ROOT
         app = code / "app.py" if folder else code / "space" / "app.py"
         self._folder = tempfile.TemporaryDirectory()
@@ -43,7 +44,7 @@ class Space(contextlib.AbstractContextManager):
             "GRADIO_SHARE": "0",
             "GRADIO_TEMP_DIR": str(self.folder / "uploads"),
             "HF_HUB_OFFLINE": "1",
-            "MSS_MAX_SECONDS": str(ALLOWED_SECONDS),
+            "MSS_MAX_SECONDS": str(max_seconds),
             "MSS_MODEL": model_dir,
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(code), *(path for path in sys.path if path.endswith("site-packages"))]),

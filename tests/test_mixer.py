@@ -58,7 +58,7 @@ CONTRAST = """(selector) => {
 def app():
     if shutil.which("chromium") is None:
         pytest.skip("no chromium (apt install chromium)")
-    with Space(str(ROOT / "pretrained_mss")) as app:
+    with Space(str(ROOT / "pretrained_mss"), max_seconds=600) as app:
         yield app
 
 
