@@ -196,7 +196,9 @@ def train_alone(
         songs = [song for manifest in options.manifests for song in read_manifest(manifest)]
         with replacing(final) as folder:
             training.export(folder)
-            write_model_card(folder, options.stage, config, state, songs, state.best_scores or log.last_scores)
+            write_model_card(
+                folder, options.stage, config, state, songs, state.best_scores or log.last_scores, options.init_from
+            )
         if options.push_to_hub and not training.interrupted:
             publish(final, options.push_to_hub)
     accelerator.wait_for_everyone()

@@ -89,7 +89,7 @@ def check_name(repository: str):
             return
         reason = "whose it is must stand before its name"
     except HFValidationError as error:
-        reason = str(error).rstrip(".")
+        reason = str(error).partition(" Use `repo_type`")[0].rstrip(".")
     raise ValueError(f"A repository is named ORG/NAME, like me/separator; got {repository!r}: {reason}.")
 
 

@@ -58,7 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
         except ValueError as error:
             problems.append(f"{name} is not scored: {error}")
             continue
-        lacking += [(name, stem) for stem in files if stem not in estimates]
+        missing = [stem for stem in files if stem not in estimates]
+        lacking += [(name, stem) for stem in missing if stem != "other" or len(missing) == 1]  # "other" falls with any
         shares = {stem: share for stem, share in equal_shares.separate(song).items() if stem in estimates}
         for system, stems in (("a quarter of the mixture", shares), (theirs.name, estimates)):
             scores, failed = score_song(song, stems, SCORES)

@@ -10,7 +10,7 @@ trained on would only say that they were learned by heart.
 
 Each step is a command that you can run yourself, and is printed: `mss-lm prepare stems`, `mss-lm prepare pack`,
 `train_accelerate.py --stage masks --init_from MODEL`, `mss-lm evaluate`. The masks learn, the language model does not,
-and the result separates by masks alone. This needs pip install -e ".[train,eval]".
+and the result separates by masks alone. This needs pip install -e ".[train]".
 
 exit codes: 0 done, whether or not scores rose; 1 failed, 2 wrong usage, 130 interrupted
 """
@@ -23,7 +23,6 @@ from pathlib import Path
 
 import torch
 
-import train_accelerate
 from commands_mss.errors import EXPECTED_ERRORS, fail
 from commands_mss.main import main as mss_lm
 from data_mss.manifest import STEMS, known_stems, read_manifest
@@ -80,7 +79,12 @@ def run(command: str, *given) -> None:
     """Run a command, in this process, which has torch in memory already; one that fails ends it with its exit code."""
     line = [*command.split(), *map(str, given)]
     print(f"\n$ {shlex.join(line)}", flush=True)
-    status = mss_lm(line[1:]) if line[0] == "mss-lm" else train_accelerate.main(line[2:])
+    if line[0] == "mss-lm":
+        status = mss_lm(line[1:])
+    else:
+        import train_accelerate  # needs the extra "train"
+
+        status = train_accelerate.main(line[2:])
     if status:
         sys.exit(status)
 

@@ -7,7 +7,7 @@ as long as it is. Songs are read and written block by block, so that an hour tak
 short ones share batches. Nothing is replaced: a file that is there already is an error of its song. A song that cannot
 be read is named, and the others go on.
 
-exit codes: 0 all songs are written, 1 some are not, 2 wrong usage
+exit codes: 0 all songs are written, 1 some are not, 2 wrong usage, 130 interrupted
 """
 
 import argparse
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from transformers import pipeline
 
 import mss_lm  # noqa: F401  (makes transformers know the separator)
+from commands_mss.errors import EXPECTED_ERRORS, fail
 from data_mss.sharding import default_device
 from processing_mss import AUDIO_SUFFIXES, AudioReader, AudioWriter, damage_message, fitting_dtype, limit_blocks
 
@@ -34,9 +35,14 @@ def main(arguments: list[str] | None = None) -> int:
     if not songs:
         parser.error(f"No song in {options.folder}: looked for {', '.join(sorted(AUDIO_SUFFIXES))}.")
     device = default_device()
-    separate = pipeline("audio-source-separation", options.model, device=device, dtype=fitting_dtype(device))
-    with tqdm(total=len(songs), desc="karaoke", unit="song") as bar:
-        failed = sing_along(separate, songs, options.output_dir, bar)
+    try:
+        separate = pipeline("audio-source-separation", options.model, device=device, dtype=fitting_dtype(device))
+        with tqdm(total=len(songs), desc="karaoke", unit="song") as bar:
+            failed = sing_along(separate, songs, options.output_dir, bar)
+    except EXPECTED_ERRORS as error:
+        return fail("karaoke.py", error)
+    except KeyboardInterrupt:
+        return 130
     print(f"{len(songs) - failed} of {len(songs)} songs are in {options.output_dir}.")
     return 1 if failed else 0
 

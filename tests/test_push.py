@@ -15,6 +15,7 @@ import soundfile
 import torch
 from huggingface_hub import ModelCard, constants, metadata_load
 from transformers import AutoModel, pipeline
+from transformers.utils import cached_file
 
 from commands_mss.main import main
 from processing_mss import AudioSourceSeparationPipeline
@@ -123,16 +124,20 @@ def test_damaged_downloads_are_refused(hub, model_dir, separate, tmp_path, capsy
     assert re.search(r"should be of size \d+ but has size 50000 .*safetensors", refused())
     hub.shorten.clear()
 
-    weights = hub.snapshot("models/org/name") / "model.safetensors"
-    whole = weights.read_bytes()
-    changed = bytearray(whole)
+    assert main(separate) == 0
+    shutil.rmtree(tmp_path / "out")
+    kept = Path(cached_file("org/name", "model.safetensors")).resolve()
+    changed = bytearray(kept.read_bytes())
     changed[-1] ^= 1
-    weights.write_bytes(changed)
-    assert "model.safetensors of org/name is damaged" in refused()
+    kept.write_bytes(changed)
+    line = refused()
+    assert "model.safetensors of org/name is damaged" in line
+    assert f"delete {kept}, and the next call downloads it again" in line
+    kept.unlink()
+    assert main(separate) == 0
 
-    weights.write_bytes(whole)
-    kept = re.search("delete (.+), and the next call downloads it again", refused()).group(1)
-    Path(kept).unlink()
+    # Other weights, and checksums that are older than they.
+    AudioSourceSeparationPipeline(model=tiny_model(seed=1), processor=tiny_processor()).push_to_hub("org/name")
     assert main(separate) == 0
 
 

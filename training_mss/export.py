@@ -19,12 +19,17 @@ TAGS = {
     "separator": ["audio-source-separation", "music-source-separation", "music"],
     "peer": ["audio-source-separation", "music-source-separation", "music"],
 }
+BASE = " It went on from `{}`: what that was trained on, and whom that is owed to, holds for it too."
+USE = """
+`pipeline("audio-source-separation", model="ORG/NAME", trust_remote_code=True)` separates with it, by
+transformers alone; a folder is taken as well.
+"""
 CARD = """{front_matter}
 
 # {title}
 
-Made by `train_accelerate.py --stage {stage}` of mss-lm: {steps} updates, {minutes:.0f} minutes.{best}
-
+Made by `train_accelerate.py --stage {stage}` of mss-lm: {steps} updates, {minutes:.0f} minutes.{best}{base}
+{use}
 ## Data
 
 {data}
@@ -47,8 +52,12 @@ def write_model_card(
     state: RunState,
     songs: list[Song],
     scores: dict[str, float],
+    base: str | None = None,
 ) -> None:
-    """Write `README.md`: what the weights were trained on and under which licences, with which settings and scores."""
+    """Write `README.md`: what the weights were trained on and under which licences, with which settings and scores.
+
+    `base`: what it went on from.
+    """
     card_data = ModelCardData(
         library_name=None if stage == "peer" else "transformers",
         tags=TAGS[stage],
@@ -70,6 +79,8 @@ def write_model_card(
         steps=state.step,
         minutes=state.train_seconds / 60,
         best=f" The weights are those after {state.best_step}, the best in validation." if state.best_step else "",
+        base=BASE.format("/".join(Path(base).parts[-2:])) if base else "",
+        use=USE if stage in ("masks", "separator") else "",
         data="\n".join(["| source | licence | hours |", "|---|---|---|", *rows]),
         scores="\n".join(f"- {name}: {value:.3f}" for name, value in sorted(scores.items())) or "None was made.",
         config=yaml.safe_dump(_plain(settings), sort_keys=False),
