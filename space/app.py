@@ -5,6 +5,7 @@ MSS_MAX_SECONDS, the longest song that is taken (default: 600). Gradio reads its
 """
 
 import contextlib
+import math
 import os
 import random
 import tempfile
@@ -74,9 +75,10 @@ def check(
         visitors.enter(request.client.host, request.session_hash)
     text = f"{SONGS_PER_VISITOR} of your songs wait or are being separated: try again when one is done."
     return [
-        gr.validate(has_song and has_place, text if has_song else "Upload or record a song first."),
+        gr.validate(has_song, "Upload or record a song first."),
         gr.validate(bool(stems), "Choose at least one stem."),
-        *[gr.validate(True, "")] * 4,
+        gr.validate(has_place, text),  # beside the button: the song may be out of sight
+        *[gr.validate(True, "")] * 3,
     ]
 
 
@@ -96,10 +98,12 @@ def separate(
         raise gr.Error("Cancelled.", print_exception=False)
     if latest is not None:
         latest.stop()  # the queue has given it up; only its thread may not know yet
-    with tempfile.TemporaryDirectory() as folder:  # deleted once Gradio, after `yield`, has copied the files
+    with contextlib.ExitStack() as end:
+        end.callback(visitors.leave, request.client.host, request.session_hash)
+        folder = end.enter_context(tempfile.TemporaryDirectory())  # deleted once Gradio, after `yield`, has its copies
         folder, name = Path(folder), Path(path).name
         latest = watch = Watch(request.session_hash, progress, name, max_seconds, folder / "stop")
-        seed = random.randint(0, MAX_SEED) if seed < 0 else min(int(seed), MAX_SEED)
+        seed = random.randint(0, MAX_SEED) if seed is None or seed < 0 else min(int(seed), MAX_SEED)
         options = {"stems": [label for label in stem_names if label in stems], "output": output}
         if output != "masked":
             options["seed"] = seed
@@ -107,25 +111,24 @@ def separate(
             options["num_candidates"] = min(int(candidates), MAX_CANDIDATES)
         progress(0, desc="Reading")
         begin = time.monotonic()
-        try:
-            with alone, sentences(path, name):
-                files, archived = separate_to_files(path, folder, format, options, watch)
-                seconds = time.monotonic() - begin
-                progress(None, desc="Drawing")
-                value = mixer_value(files, folder, pipe.processor.mono_blocks, watch.on_read)
-                archive = archive_of(archived, folder / f"{Path(path).stem[:100]}_stems.zip")
-        finally:
-            visitors.leave(request.client.host, request.session_hash)
+        with alone, sentences(path, name):
+            files, archived = separate_to_files(path, folder, format, options, watch)
+            seconds = time.monotonic() - begin
+            progress(None, desc="Drawing")
+            value = mixer_value(files, folder, pipe.processor.mono_blocks, watch.on_read)
+            archive = archive_of(archived, folder / f"{Path(path).stem[:100]}_stems.zip")
         length = value["num_samples"] / value["sampling_rate"]
-        note = f"**{name}**, {length:.0f} s, {output} in {seconds:.1f} s by {title_of(model_name)}"
+        shown = name.replace("`", "'")  # a name is no Markdown
+        note = f"`{shown}`, {length:.0f} s, {output} in {seconds:.1f} s by {title_of(model_name)}"
         yield value, str(archive), note + (f", seed {seed}" if output != "masked" else "")
 
 
 def gpu_seconds(path: str, folder: Path, format: str, options: dict, watch: Watch) -> float:
-    """For how long ZeroGPU is asked; a guess to be on the safe side, since it was never measured there."""
+    """For how long ZeroGPU is asked; a guess, since it was never measured there, below what it refuses as too long."""
     with AudioReader(path, max_seconds=max_seconds, on_read=watch.on_read) as reader:
         length = reader.num_samples / reader.sampling_rate
-    return 30 + length * (0.05 if options["output"] == "masked" else 0.3 * options.get("num_candidates", 1))
+    watch.deadline = math.inf  # it can be read in time; how long a GPU is waited for is not its fault
+    return min(120, 30 + length * (0.05 if options["output"] == "masked" else 0.3 * options.get("num_candidates", 1)))
 
 
 def on_gpu(function):
@@ -185,7 +188,7 @@ def stop(request: gr.Request):
     if latest is not None and latest.is_running and request.session_hash and latest.session == request.session_hash:
         latest.stop()
     else:
-        visitors.leave(request.client.host, request.session_hash)
+        visitors.give_up(request.client.host, request.session_hash)
 
 
 async def keep_upload(path: str) -> str:
@@ -195,6 +198,7 @@ async def keep_upload(path: str) -> str:
     return await gr.Audio.async_move_resource_to_block_cache(song, path)
 
 
+gr.set_static_paths(EXAMPLE)  # copied, it would be deleted after an hour, and nobody could choose it again
 with gr.Blocks(title="Music source separation", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
     limit = f" Songs may be {max_seconds // 60:.0f}:{max_seconds % 60:02.0f} long."
     gr.Markdown(HEADLINE + limit + (f"\n\n{UNTRAINED}" if pipe.model.config.untrained else ""))
@@ -243,6 +247,8 @@ with gr.Blocks(title="Music source separation", analytics_enabled=False, delete_
 demo.queue(max_size=20, api_open=False)  # by the queue only, which counts
 
 if __name__ == "__main__":
+    if os.environ.get("SPACE_ID"):  # all come through a proxy of the Hub's, which says for whom
+        os.environ.setdefault("FORWARDED_ALLOW_IPS", "*")
     demo.launch(
         max_file_size="500mb",
         footer_links=["api", "gradio"],

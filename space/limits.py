@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import CancelledError
 from pathlib import Path
 
@@ -82,27 +82,41 @@ class Watch:
 class Visitors:
     """Who has how many songs in the queue, so that nobody takes all of its places.
 
-    A visitor is an address: those behind one router share their places. A session is a page, or a client.
+    A visitor is an address: those behind one router share their places, and who forges addresses has more. A session is
+    a page, or a client.
     """
 
     def __init__(self):
         self._songs = defaultdict(list)  # of an address: (session, when it came)
+        self._given_up = (
+            Counter()
+        )  # of an address: songs that may still be in the queue, where nothing is done for them
 
     def may_enter(self, address: str) -> bool:
         still = [song for song in self._songs[address] if time.monotonic() - song[1] < FORGET_S]
         self._songs[address] = still
-        return len(still) < SONGS_PER_VISITOR
+        return len(still) + self._given_up[address] < SONGS_PER_VISITOR
 
     def enter(self, address: str, session: str | None):
         self._songs[address].append((session, time.monotonic()))
 
+    def has(self, address: str, session: str | None) -> bool:
+        """Whether a song of this session waits or is separated."""
+        return any(song[0] == session for song in self._songs[address])
+
     def leave(self, address: str, session: str | None):
-        """A song of this session is separated, or given up."""
+        """A song of this session was at the head of the queue and is done, so songs that were given up leave it too."""
+        self._remove(address, session)
+        self._given_up.clear()
+
+    def give_up(self, address: str, session: str | None):
+        """A song of this session shall not be separated; its place is free once the song before it is done."""
+        if self._remove(address, session):
+            self._given_up[address] += 1
+
+    def _remove(self, address: str, session: str | None) -> bool:
         songs = self._songs[address]
         first = next((song for song in songs if song[0] == session), None)
         if first is not None:
             songs.remove(first)
-
-    def has(self, address: str, session: str | None) -> bool:
-        """Whether a song of this session waits or is separated."""
-        return any(song[0] == session for song in self._songs[address])
+        return first is not None

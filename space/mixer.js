@@ -22,13 +22,13 @@ class Track {
   }
 
   /** Samples of piece `index` as an AudioBuffer. */
-  async piece(context, index) {
+  async piece(context, index, signal) {
     const rate = this.song.sampling_rate;
     const first = index * PIECE_S * rate;
     const length = Math.min(PIECE_S * rate, this.song.num_samples - first);
     const begin = this.offset + first * this.num_channels * 2;
     const end = begin + length * this.num_channels * 2;
-    const answer = await fetch(this.file.url, { headers: { Range: `bytes=${begin}-${end - 1}` } });
+    const answer = await fetch(this.file.url, { headers: { Range: `bytes=${begin}-${end - 1}` }, signal });
     if (!answer.ok) throw new Error(`${this.name} could not be fetched (${answer.status}). Separate the song again.`);
     let bytes = await answer.arrayBuffer();
     if (answer.status === 200) bytes = bytes.slice(begin, end); // a proxy that knows no ranges
@@ -56,7 +56,7 @@ class Player {
   get position() {
     const origin = this.run?.origin ?? null;
     const now = origin === null ? this.start : this.context.currentTime - origin;
-    return Math.min(this.seconds, Math.max(this.start, now));
+    return Math.min(this.run?.end ?? this.seconds, Math.max(this.start, now));
   }
 
   async play() {
@@ -69,14 +69,15 @@ class Player {
       this.tracks.forEach((track) => track.connect(this.context));
       this.update();
     }
-    const run = (this.run = { origin: null, sources: new Set() });
-    this.onstate("");
+    const run = (this.run = { origin: null, end: this.start, sources: new Set(), fetching: new AbortController() });
+    this.onstate("Loading …");
     try {
       await this.context.resume();
       for (let index = Math.floor(this.start / PIECE_S); index * PIECE_S < this.seconds; index++) {
-        const buffers = await Promise.all(this.tracks.map((track) => track.piece(this.context, index)));
+        const buffers = await Promise.all(this.tracks.map((track) => track.piece(this.context, index, run.fetching.signal)));
         if (this.run !== run) return;
         this.schedule(run, buffers, index * PIECE_S);
+        this.onstate("");
         while (this.run === run && this.position < (index + 1) * PIECE_S - AHEAD_S) await sleep(100);
         if (this.run !== run) return;
       }
@@ -85,7 +86,7 @@ class Player {
     } catch (error) {
       if (this.run !== run) return;
       this.stop(this.position);
-      this.onstate(error.message);
+      this.onstate(error instanceof TypeError ? "The connection broke: try again." : error.message);
     }
   }
 
@@ -98,6 +99,7 @@ class Player {
       this.start = from;
       run.origin = soon - from;
     }
+    run.end = Math.min(this.seconds, begin + PIECE_S);
     buffers.forEach((buffer, index) => {
       const source = new AudioBufferSourceNode(this.context, { buffer });
       source.connect(this.tracks[index].gain);
@@ -110,20 +112,22 @@ class Player {
   /** Stop at `position`, from which `play` goes on. */
   stop(position) {
     this.run?.sources.forEach((source) => source.stop());
+    this.run?.fetching.abort();
     this.run = null;
     this.start = Math.min(this.seconds, Math.max(0, position));
-    if (this.start >= this.seconds) this.start = 0;
     this.onstate("");
   }
 
   toggle() {
-    return this.run ? this.stop(this.position) : this.play();
+    if (this.run) return this.stop(this.position);
+    if (this.start >= this.seconds) this.start = 0;
+    return this.play();
   }
 
   seek(position) {
     const wasPlaying = this.run !== null;
     this.stop(position);
-    if (wasPlaying) this.play();
+    if (wasPlaying && this.start < this.seconds) this.play();
   }
 
   /** The song itself is heard alone or not at all; of stems those with solo, or if there are none, those not muted. */
@@ -159,6 +163,7 @@ class Desk {
     document.addEventListener("pointerdown", () => (this.clicked = true), true);
     document.addEventListener("keydown", (event) => this.onKey(event));
     this.resized = new ResizeObserver(() => this.lanes?.forEach(draw));
+    new MutationObserver(() => this.lanes?.forEach(draw)).observe(document.body, { attributeFilter: ["class"] }); // dark
   }
 
   find(selector) {
@@ -209,6 +214,7 @@ class Desk {
     });
     const name = track.file.orig_name;
     const download = make("a", "download", { href: track.file.url, download: name, title: `Download ${name}` }, "⤓");
+    download.setAttribute("aria-label", `Download: ${track.name}`);
     const strip = make("div", "strip", {}, make("span", "name", {}, track.name), ...buttons, download, volume);
     const canvas = make("canvas", "");
     const image = make("img", "", { src: track.spectrogram.url, alt: `Spectrogram: ${track.name}`, draggable: false });
@@ -229,6 +235,7 @@ class Desk {
       return Math.min(1, Math.max(0, (event.clientX - left) / width)) * this.player.seconds;
     };
     picture.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0) return;
       picture.setPointerCapture(event.pointerId);
       this.dragged = place(event);
     });
@@ -255,6 +262,7 @@ class Desk {
       target.blur();
     }
     if (event.code.startsWith("Arrow") && target.matches?.("input")) return;
+    if (event.repeat && (event.code === "Space" || track)) return event.preventDefault();
     if (event.code === "Space") this.player.toggle();
     else if (event.code === "ArrowLeft") this.player.seek(this.player.position - SKIP_S);
     else if (event.code === "ArrowRight") this.player.seek(Math.min(this.player.seconds - 0.1, this.player.position + SKIP_S));

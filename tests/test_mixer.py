@@ -39,6 +39,12 @@ HEARD = f"""() => {{
     }});
     return {{ position: player.position, samples: Object.fromEntries(samples) }};
 }}"""
+# How bright the middle of the mixture's waveform is, from 0 to 255.
+CANVAS = """() => {
+    const canvas = document.querySelector("#mixer canvas");
+    const middle = [canvas.width / 2, canvas.height / 2].map(Math.round);
+    return canvas.getContext("2d").getImageData(...middle, 1, 1).data[0];
+}"""
 # Luminances as WCAG has them: contrast of a text with the desk behind it.
 CONTRAST = """(selector) => {
     const luminance = (text) => {
@@ -186,18 +192,19 @@ def test_the_zip_holds_what_the_players_play(visit):
 
 def test_it_reads_well_on_desk_and_phone_by_day_and_by_night(visit):
     page = visit.page
-    page.get_by_role("button", name="Spectrograms").click()
-    images = page.locator("#mixer img")
-    assert images.count() == 5 and all(image.evaluate("node => node.naturalWidth > 300") for image in images.all())
-    for scheme in ("dark", "light"):
+    for scheme, picture in (("dark", "dark.png"), ("light", "desktop.png")):
         page.emulate_media(color_scheme=scheme)
         page.evaluate(f"document.body.classList.toggle('dark', {str(scheme == 'dark').lower()})")  # as Gradio does
         page.wait_for_timeout(500)  # colours change slowly
-        page.screenshot(path=SCREENSHOTS / f"spectrograms_{scheme}.png", full_page=True)
-        assert min(page.evaluate(CONTRAST, "#mixer .keys, #mixer .time")) > 3.9
+        assert (page.evaluate(CANVAS) > 128) == (scheme == "dark")
+        assert min(page.evaluate(CONTRAST, "#mixer .keys, #mixer .time")) > 4.5
         assert min(page.evaluate(CONTRAST, "#mixer .name")) > 3  # bold
+        page.screenshot(path=SCREENSHOTS / picture, full_page=True)
+    page.get_by_role("button", name="Spectrograms").click()
+    images = page.locator("#mixer img")
+    assert images.count() == 5 and all(image.evaluate("node => node.naturalWidth > 300") for image in images.all())
+    page.screenshot(path=SCREENSHOTS / "spectrograms.png", full_page=True)
     page.get_by_role("button", name="Waveforms").click()
-    page.screenshot(path=SCREENSHOTS / "desktop.png", full_page=True)
     page.set_viewport_size({"width": 390, "height": 844})
     page.wait_for_timeout(500)
     page.screenshot(path=SCREENSHOTS / "phone.png", full_page=True)
@@ -205,6 +212,10 @@ def test_it_reads_well_on_desk_and_phone_by_day_and_by_night(visit):
     assert all(
         box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in map(bounds, page.locator("#mixer .lane *").all())
     )
+    page.get_by_role("button", name="Clear").click()
+    page.get_by_role("button", name="Clear").wait_for(state="detached")
+    page.get_by_role("button", name="rendered_song.mp3").click()  # the example, which the page offers
+    page.get_by_role("button", name="Clear").wait_for()
     assert visit.errors == [] and visit.foreign == []
 
 

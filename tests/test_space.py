@@ -60,7 +60,7 @@ def separate(client, path, stems=STEMS, output="filtered", candidates=1, seed=0,
 def test_filtered_stems_have_the_songs_layout_and_add_up_to_it(client, song):
     tracks, files, note = separate(client, song, format="flac")
     assert list(tracks) == ["mixture", *STEMS] and sorted(files) == sorted(f"song_{name}.flac" for name in STEMS)
-    assert "song.wav**, 1 s, filtered in" in note and "seed 0" in note
+    assert "`song.wav`, 1 s, filtered in" in note and "seed 0" in note
     samples = {}
     for name, track in tracks.items():
         info = soundfile.info(track["file"])
@@ -127,7 +127,7 @@ def test_only_what_was_uploaded_is_read_and_only_by_the_queue(client, song):
     assert direct.status_code == 404 and "queue" in direct.text
 
 
-def test_each_visitor_has_two_places_and_cancelling_makes_room(app, client, song, tmp_path):
+def test_each_visitor_has_two_places_until_songs_are_done_or_cancelled(app, client, song, tmp_path):
     long = tmp_path / "long.wav"
     soundfile.write(long, np.random.default_rng(0).uniform(-0.5, 0.5, 8000 * (ALLOWED_SECONDS - 1)), 8000)
     running = client.submit(handle_file(long), STEMS, "filtered", api_name="/separate")
@@ -144,11 +144,14 @@ def test_each_visitor_has_two_places_and_cancelling_makes_room(app, client, song
     with pytest.raises(ValidationError, match="2 of your songs wait"):
         comes.predict(handle_file(song), api_name="/separate")
     waits.predict(api_name="/stop")
-    coming = comes.submit(handle_file(song), api_name="/separate")
+    with pytest.raises(ValidationError, match="2 of your songs wait"):  # it is still in the queue
+        comes.predict(handle_file(song), api_name="/separate")
     client.predict(api_name="/stop")
     for given_up in (running, waiting):
         with pytest.raises(AppError, match="Cancelled"):
             given_up.result(timeout=30)
+    # A field that was emptied is no number.
+    coming = comes.submit(handle_file(song), STEMS, "filtered", 1, None, "wav", api_name="/separate")
     assert len(coming.result(timeout=30)) == 3
     assert not [name for name in app.temporary_files() if name not in app.begin]
 
