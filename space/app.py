@@ -50,6 +50,12 @@ deal of everything. Separate only songs that you may; what comes out belongs to 
 **What happens to a song.** It is separated on this machine, and deleted after an hour. Nothing is sent elsewhere.
 """
 
+# On a phone, progress and what comes of it are far below the button.
+SHOW_NOTE = """() => {
+    const note = document.querySelector("#note");
+    if (note.getBoundingClientRect().bottom > innerHeight) note.scrollIntoView({ behavior: "smooth" });
+}"""
+
 max_seconds = float(os.environ.get("MSS_MAX_SECONDS", 600))
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 model_name = os.environ.get("MSS_MODEL") or DEFAULT_MODEL
@@ -226,8 +232,8 @@ with gr.Blocks(title="Music source separation", analytics_enabled=False, delete_
                 )
                 format = gr.Radio(["wav", "flac"], value="wav", label="Files in the zip")
         with gr.Column(scale=3, min_width=300):
+            note = gr.Markdown("Choose a song, then Separate.", min_height=60, elem_id="note")
             tracks = mixer()
-            note = gr.Markdown()
             archive = gr.DownloadButton("All stems (zip)", interactive=False)
     gr.Markdown(ABOUT)
     run = start.click(
@@ -237,10 +243,10 @@ with gr.Blocks(title="Music source separation", analytics_enabled=False, delete_
         api_name="separate",
         concurrency_limit=1,
         validator=check,
-        show_progress_on=tracks,
-        scroll_to_output=True,  # on a phone it is far below
+        show_progress_on=note,  # so that the song before can be heard until this one is done
     )
     run.success(lambda: gr.DownloadButton(interactive=True), outputs=archive, api_name=False)
+    start.click(None, js=SHOW_NOTE)
     cancel.click(stop, queue=False, api_name="stop")  # what runs
     cancel.click(None, cancels=run)  # what waits
     demo.unload(stop)
