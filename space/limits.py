@@ -88,9 +88,7 @@ class Visitors:
 
     def __init__(self):
         self._songs = defaultdict(list)  # of an address: (session, when it came)
-        self._given_up = (
-            Counter()
-        )  # of an address: songs that may still be in the queue, where nothing is done for them
+        self._given_up = Counter()  # of an address: songs that may still be in the queue, and will not be separated
 
     def may_enter(self, address: str) -> bool:
         still = [song for song in self._songs[address] if time.monotonic() - song[1] < FORGET_S]
