@@ -19,6 +19,7 @@ import argparse
 import json
 import shlex
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -51,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def finetune(options: argparse.Namespace) -> int:
+    import_module("train_accelerate")  # what it needs (the extra "train") is missed before anything is written
     folder, model = options.output_dir, options.model
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: choose another --output_dir, or delete it if you need it no more.")
@@ -79,12 +81,7 @@ def run(command: str, *given) -> None:
     """Run a command, in this process, which has torch in memory already; one that fails ends it with its exit code."""
     line = [*command.split(), *map(str, given)]
     print(f"\n$ {shlex.join(line)}", flush=True)
-    if line[0] == "mss-lm":
-        status = mss_lm(line[1:])
-    else:
-        import train_accelerate  # needs the extra "train"
-
-        status = train_accelerate.main(line[2:])
+    status = mss_lm(line[1:]) if line[0] == "mss-lm" else import_module("train_accelerate").main(line[2:])
     if status:
         sys.exit(status)
 

@@ -130,7 +130,7 @@ def separate(
 
 
 def gpu_seconds(path: str, folder: Path, format: str, options: dict, watch: Watch) -> float:
-    """For how long ZeroGPU is asked; a guess, since it was never measured there, below what it refuses as too long."""
+    """For how long ZeroGPU is asked: a guess, never tried there; two minutes at most, as it refuses long requests."""
     with AudioReader(path, max_seconds=max_seconds, on_read=watch.on_read) as reader:
         length = reader.num_samples / reader.sampling_rate
     watch.deadline = math.inf  # it can be read in time; how long a GPU is waited for is not its fault

@@ -13,6 +13,7 @@ from pathlib import Path
 
 TOKEN = "hf_writer"  # may write to repositories of "org", and to no others
 WRITABLE = "org"
+LARGE = (".safetensors", ".flac", ".wav")  # files that git knows by a pointer
 
 
 @dataclass
@@ -134,7 +135,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_file(self, path: Path, commit: str):
         body = path.read_bytes()
-        headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X_Repo_Commit": commit, "Accept_Ranges": "bytes"}
+        is_large = path.name.endswith(LARGE)
+        etag = hashlib.sha256(body) if is_large else hashlib.sha1(b"blob %d\0" % len(body) + body)  # as git has it
+        headers = {"ETag": f'"{etag.hexdigest()}"', "X_Repo_Commit": commit, "Accept_Ranges": "bytes"}
         if self.command == "HEAD":
             return self.reply(200, body, **headers)
         body = body[: self.hub.shorten.get(path.name)]
@@ -184,7 +187,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply_json({"error": "Forbidden: you do not have write access."}, 403)
         if action == "preupload":
             files = [file["path"] for file in json.loads(body)["files"]]
-            modes = ["lfs" if path.endswith((".safetensors", ".flac", ".wav")) else "regular" for path in files]
+            modes = ["lfs" if path.endswith(LARGE) else "regular" for path in files]
             return self.reply_json(
                 {
                     "files": [

@@ -1,6 +1,7 @@
 """Separators and Spaces on their way to the Hub and back, by a Hub on the loopback interface."""
 
 import ast
+import base64
 import hashlib
 import os
 import re
@@ -136,8 +137,11 @@ def test_damaged_downloads_are_refused(hub, model_dir, separate, tmp_path, capsy
     kept.unlink()
     assert main(separate) == 0
 
-    # Other weights, and checksums that are older than they.
+    # Other weights, a file that was edited on the Hub, and checksums that are older than both.
     AudioSourceSeparationPipeline(model=tiny_model(seed=1), processor=tiny_processor()).push_to_hub("org/name")
+    edited = hub.snapshot("models/org/name") / "generation_config.json"
+    content = base64.b64encode(edited.read_bytes() + b"\n").decode()
+    hub.commit("models/org/name", [{"key": "file", "value": {"path": edited.name, "content": content}}])
     assert main(separate) == 0
 
 
@@ -157,9 +161,6 @@ def test_a_damaged_folder_is_refused_unless_it_is_ones_own(model_dir, separate, 
     assert "There is no generation_config.json in" in capsys.readouterr().err
     (folder / "SHA256SUMS").unlink()
     assert main(separate) == 0
-
-
-# What a Space does, as far as it is our code; prints a checksum of the stems.
 
 
 def test_a_space_is_pushed_with_its_code_and_model(hub, model_dir):
@@ -224,6 +225,7 @@ def test_a_dry_run_lists_what_would_be_uploaded_and_asks_nobody(hub, model_dir, 
         (["org/name"], {"HF_HUB_OFFLINE": True}, "HF_HUB_OFFLINE is set"),
         (["org/name"], {"ENDPOINT": "http://127.0.0.1:9"}, "127.0.0.1:9.* cannot be reached"),
         (["org/name", "--model", "nobody/nothing"], {}, "nobody/nothing is not a local folder"),
+        (["org/name", "--model", "runs/none/final"], {}, "There is no folder runs/none/final"),
     ],
 )
 def test_what_cannot_be_pushed_is_said_in_a_sentence(hub, model_dir, monkeypatch, capsys, arguments, setting, message):
