@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from tests.launching import run_training, start_training
 from tests.test_training import arguments, losses, read_log, weights_of
 from tests.tiny import tiny_hubert_config
 from training_mss import reporting, run_state
+from training_mss.loop import RunOptions, Training
 from training_mss.run_state import RunState, last_state, newest_whole, restore_replaced, save_checkpoint
 
 
@@ -125,8 +127,10 @@ def test_a_killed_run_of_two_processes_goes_on_as_if_nothing_had_happened(tmp_pa
     assert not list(killed.glob("checkpoints/.*"))
 
 
-def test_the_run_ends_in_time_with_a_checkpoint(tmp_path, config, corpus, codec_dir):
-    more = ["--codec", codec_dir, "--max_steps", "100000", "--max_train_minutes", "0.1"]
+def test_the_run_ends_in_time_with_a_checkpoint_and_its_learning_rate(tmp_path, config, corpus, codec_dir, capsys):
+    """The rate falls by the clock over all calls, whatever number of steps they make."""
+    by_clock = "separator.optimizer={learning_rate: 1e-3, warmup_steps: 2, final_share: 0.01}"
+    more = ["--codec", codec_dir, "--max_steps", "100000", "--set", by_clock, "--max_train_minutes", "0.1"]
     started = time.monotonic()
     assert train_accelerate.main(arguments("separator", config, corpus, tmp_path / "run", *more)) == 0
     assert time.monotonic() - started < 20
@@ -134,6 +138,32 @@ def test_the_run_ends_in_time_with_a_checkpoint(tmp_path, config, corpus, codec_
     assert (tmp_path / "run" / "checkpoints" / f"step-{last:08d}").is_dir()
     assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) <= 2
+    rates = [record["train/learning_rate/separator"] for record in read_log(tmp_path / "run").values()][2:]
+    assert rates == sorted(rates, reverse=True) and 1e-5 <= rates[-1] < 2e-4
+
+    more[-1] = "0.08"
+    spent = last_state(tmp_path / "run").train_seconds
+    assert train_accelerate.main(arguments("separator", config, corpus, tmp_path / "run", "--resume", *more)) == 0
+    later = [
+        record["train/learning_rate/separator"] for step, record in read_log(tmp_path / "run").items() if step > last
+    ]
+    assert 1e-5 <= later[-1] < 2e-4 and max(later) <= 1e-3 * 0.01 ** (spent / (spent + 4.8))
+    assert train_accelerate.main(arguments("separator", config, corpus, tmp_path / "other", *more[:-2])) == 1
+    assert "final_share=0.01 is reached when --max_train_minutes are over" in capsys.readouterr().err
+
+
+def test_processes_go_by_one_clock():
+    """Else each would have a learning rate of its own, and soon weights of its own."""
+    others = torch.tensor([0.0, 0.0, 0.5])
+    reduce = {"mean": lambda values: (values + others) / 2}
+    accelerator = SimpleNamespace(
+        num_processes=2, device="cpu", reduce=lambda values, reduction: reduce[reduction](values)
+    )
+    options = RunOptions(Path(), max_train_minutes=1.0, started=time.monotonic() - 42)
+    training = SimpleNamespace(accelerator=accelerator, options=options, earlier_seconds=0.0, closing_seconds=0.0)
+    training.stop_signal = False
+    assert not Training._must_stop(training)
+    assert training.time_share == pytest.approx(0.6, abs=0.01)  # 42 of 60 s here, half of them there
 
 
 def test_a_signal_ends_the_run_with_a_checkpoint_and_its_own_code_and_no_other_run_comes_in_between(

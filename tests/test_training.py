@@ -317,7 +317,7 @@ def test_a_model_with_batch_norms_trains_with_checkpointing_and_an_average(tmp_p
 
 
 def test_the_learning_rate_is_the_papers():
-    factor = learning_rate_factor(load_config(ROOT / "configs" / "paper.yaml").separator.optimizer)
+    factor = learning_rate_factor(load_config(ROOT / "configs" / "paper.yaml").separator.optimizer, time_share=float)
     assert factor(999) == pytest.approx(0.5)
     assert factor(2000) == 1.0
     assert factor(2000 + 34_657) == pytest.approx(0.5, abs=1e-4)  # half-life of 0.99998

@@ -70,10 +70,13 @@ class CropConfig(AugmentationConfig):
 
 @dataclass
 class OptimizerConfig:
-    """AdamW with linear warm-up, then exponential decay per step down to a floor.
+    """AdamW with linear warm-up, then exponential decay per step down to a floor, or by the clock.
 
     Args:
         learning_rate: after warm-up; at step t it is this times max(decay ** (t - warmup_steps), floor).
+        final_share: what is left of the learning rate when --max_train_minutes are over, however many steps that were:
+            it is learning_rate * final_share ** (share of the minutes that has passed), and `decay` and `floor` do not
+            count; null: they do.
         max_grad_norm: gradients are clipped to this norm.
     """
 
@@ -83,7 +86,12 @@ class OptimizerConfig:
     warmup_steps: int = 2000
     decay: float = 0.99998
     floor: float = 0.02
+    final_share: float | None = None
     max_grad_norm: float = 5.0
+
+    def __post_init__(self):
+        share = self.final_share
+        require(share is None or 0 < share <= 1, "final_share", "above 0 and at most 1, or null", share)
 
 
 @dataclass

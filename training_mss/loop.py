@@ -73,7 +73,11 @@ class RunOptions:
 
 
 class Training:
-    """A stage, its optimisers and where the run stands."""
+    """A stage, its optimisers and where the run stands.
+
+    Raises:
+        ValueError: a learning rate is to fall with the minutes of a run that has no end.
+    """
 
     def __init__(
         self,
@@ -88,12 +92,20 @@ class Training:
         self.accelerator, self.options, self.log = accelerator, options, log
         self.config = stage.config
         self.state = RunState()
+        self.earlier_seconds = 0.0  # of training, before this run
+        self.time_share = 0.0  # of all the time that the training has, by the clock of this update
         self.optimizers, self.schedulers = {}, {}
         for name, network in stage.networks.items():
             config = stage.optimizer_config(name)
+            if config.final_share is not None and options.max_train_minutes is None:
+                raise ValueError(
+                    f"The optimizer's final_share={config.final_share} is reached when --max_train_minutes are over: "
+                    "pass these, or set final_share to null."
+                )
             network = synchronised(network, accelerator.num_processes, accelerator.device)
             optimizer = build_optimizer(network, config)
-            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(config))
+            factor = learning_rate_factor(config, lambda: self.time_share)
+            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
             prepared = accelerator.prepare(network, optimizer, scheduler)
             stage.networks[name], self.optimizers[name], self.schedulers[name] = prepared
         decay = self.config.ema_decay
@@ -311,6 +323,7 @@ class Training:
         if folders:
             folder = self._newest_whole()
             self.accelerator.load_state(folder)
+            self.earlier_seconds = self.state.train_seconds
             logger.info(f"Resumed from {folder}.")
         self.log.forget_after(self.state.step)
 
@@ -336,18 +349,20 @@ class Training:
         return folder
 
     def _must_stop(self) -> bool:
-        """Whether time is up or a signal came, in any process."""
+        """Whether time is up or a signal came, in any process; `time_share` is set, alike in all."""
         limit = self.options.max_train_minutes
-        late = False
+        late, share = False, 0.0
         if limit is not None:
             elapsed = time.monotonic() - self.options.started
             late = elapsed + 1.5 * self.closing_seconds > 60 * limit
-        flags = [late, self.stop_signal]
-        if self.accelerator.num_processes > 1:
-            sums = self.accelerator.reduce(torch.tensor(flags, device=self.accelerator.device).float(), reduction="sum")
-            flags = (sums > 0).tolist()
-        self.interrupted = flags[1]
-        return any(flags)
+            whole = self.earlier_seconds + 60 * limit
+            share = min((self.earlier_seconds + elapsed) / whole, 1.0) if whole else 1.0
+        values = [float(late), float(self.stop_signal), share]
+        if self.accelerator.num_processes > 1:  # clocks differ, and weights must not
+            means = self.accelerator.reduce(torch.tensor(values, device=self.accelerator.device), reduction="mean")
+            values = means.tolist()
+        self.interrupted, self.time_share = values[1] > 0, values[2]
+        return values[0] > 0 or self.interrupted
 
     def _on_signal(self, number: int, frame) -> None:
         if self.stop_signal:

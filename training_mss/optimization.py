@@ -51,12 +51,18 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.A
     )
 
 
-def learning_rate_factor(config: OptimizerConfig) -> Callable[[int], float]:
-    """Step -> share of the learning rate: linear warm-up, then decay ** steps, not below the floor."""
+def learning_rate_factor(config: OptimizerConfig, time_share: Callable[[], float]) -> Callable[[int], float]:
+    """Step -> share of the learning rate: linear warm-up, then decay ** steps, not below the floor.
+
+    Args:
+        time_share: how much of the run's time has passed, 0 to 1; read where the configuration has a `final_share`.
+    """
 
     def factor(step: int) -> float:
         if step < config.warmup_steps:
             return (step + 1) / config.warmup_steps
+        if config.final_share is not None:
+            return config.final_share ** time_share()
         return max(config.decay ** (step - config.warmup_steps), config.floor)
 
     return factor
