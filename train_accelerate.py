@@ -140,14 +140,14 @@ def train(options: argparse.Namespace, started: float) -> int:
             "this training does not: the paper's model with its optimiser takes about 21 GB, so use plain data "
             "parallel, as in configs/accelerate/eight_gpus.yaml."
         )
-    # The codec has LSTMs, which CPUs do not have in bf16; of the other stages only masks and separator were tried.
+    # The codec has LSTMs, which CPUs do not have in bf16; HuBERT was not tried.
     if (
         accelerator.device.type == "cpu"
         and stage_config.mixed_precision == "bf16"
-        and options.stage not in ("masks", "separator")
+        and options.stage not in ("masks", "separator", "peer")
     ):
         raise ValueError(
-            f"On a CPU, bf16 is for the stages masks and separator alone. Add --set {options.stage}.mixed_precision=no"
+            f"On a CPU, bf16 is for masks, separator and peer alone. Add --set {options.stage}.mixed_precision=no"
         )
     options.output_dir.mkdir(parents=True, exist_ok=True)
     with locked(accelerator, options.output_dir):

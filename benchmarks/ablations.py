@@ -4,7 +4,8 @@
         --output_dir runs/ablations [--rows main a3] [--minutes 10] [--jobs 2] [--evaluate_manifests data/musdb18]
 
 Every row is a run of train_accelerate.py in a folder of its own; one that was stopped goes on, for the minutes that it
-still has, and one whose final/ is there is skipped: remove its folder to train it again. With several GPUs, each works
+still has, and one whose final/ is there is skipped: remove its folder to train it again. A row that goes on from the
+masks of another one waits for it, which is trained even if --rows leaves it out. With several GPUs, each works
 on a row at a time (CUDA_VISIBLE_DEVICES restricts them); on CPUs, --jobs rows at a time share the cores. Then all rows
 that are finished are scored by `mss-lm evaluate`, into scores/, on the same devices. A row that fails is reported, and
 the others go on.
@@ -48,13 +49,19 @@ class Row:
         stage: of train_accelerate.py, "separator", "masks" or "peer".
         changes: what differs from the common configuration, nested as in `configs/`.
         train: more arguments of train_accelerate.py, for this row alone.
+        after: name of a row of stage masks, whose best masks this one starts from.
+        minutes_share: what this training gets of --minutes; with that of the row before it, at most 1.
     """
 
     stage: str = "separator"
     changes: dict = field(default_factory=dict)
     train: list[str] = field(default_factory=list)
+    after: str | None = None
+    minutes_share: float = 1.0
 
     def __post_init__(self):
+        if not 0 < self.minutes_share <= 1:
+            raise ValueError(f"`minutes_share` of a row must be above 0 and at most 1, got {self.minutes_share}.")
         if self.stage not in ("separator", "masks", "peer"):
             raise ValueError(f"The stage of a row must be 'separator', 'masks' or 'peer', got {self.stage!r}.")
         if "--set" in self.train:
@@ -78,13 +85,29 @@ class Table:
     train: list[str] = field(default_factory=list)
     evaluate: list[str] = field(default_factory=list)
 
+    def __post_init__(self):
+        for name, row in self.rows.items():
+            if row.after is None:
+                continue
+            allowed = [key for key, other in self.rows.items() if other.stage == "masks" and other.after is None]
+            if row.stage == "peer" or row.after not in allowed or row.after == name:
+                raise ValueError(
+                    f"The row {name!r} of stage {row.stage!r} comes after {row.after!r}: masks and separators may come "
+                    f"after a row of stage masks that comes after none, here {allowed}."
+                )
+            if row.minutes_share + self.rows[row.after].minutes_share > 1:
+                raise ValueError(
+                    f"{name!r} and {row.after!r}, which it comes after, have more than all of --minutes: their "
+                    "`minutes_share` must add up to at most 1."
+                )
+
 
 class Ablations:
     """The table and its folder.
 
     Raises:
-        ValueError: the file, a row's configuration or a name is wrong, a row was trained otherwise before, or --jobs
-            does not fit the machine.
+        ValueError: the file, a row's configuration or a name is wrong, a row was trained otherwise before or the one
+            that it comes after is gone, or --jobs does not fit the machine.
     """
 
     def __init__(self, options: argparse.Namespace):
@@ -95,7 +118,9 @@ class Ablations:
         names = list(self.table.rows)
         if unknown := sorted(set(options.rows or []) - set(names)):
             raise ValueError(f"Unknown rows {unknown}; {options.config} has {names}.")
-        self.chosen = list(dict.fromkeys(options.rows or names))
+        wanted = options.rows or names
+        before = {name: self.table.rows[name].after for name in wanted}
+        self.chosen = list(dict.fromkeys(row for name in wanted for row in (before[name], name) if row))
         self.facts = {name: self._facts(name) for name in names}
         for name in names:
             self._check(name)
@@ -113,10 +138,11 @@ class Ablations:
 
     def _facts(self, name: str) -> dict:
         """All that a row's result depends on, as JSON gives it back."""
-        config = load_config(self.config, self.overrides(name)).to_dict()
-        facts = {"stage": self.table.rows[name].stage, "minutes": self.options.minutes, "codec": self.options.codec}
+        config, row = load_config(self.config, self.overrides(name)).to_dict(), self.table.rows[name]
+        facts = {"stage": row.stage, "minutes": self.options.minutes * row.minutes_share, "codec": self.options.codec}
         facts |= {"jobs": self.options.jobs, "manifests": self.options.manifests}
-        facts |= {"train": [*self.table.train, *self.table.rows[name].train], "config": config}
+        facts |= {"train": [*self.table.train, *row.train], "config": config}
+        facts |= {"after": self._facts(row.after)} if row.after else {}
         return json.loads(json.dumps(facts))
 
     def _check(self, name: str):
@@ -128,9 +154,16 @@ class Ablations:
                 f"The row {name!r} in {self.folder(name)} was trained with another {' and '.join(different)}, and rows "
                 "must be equal but for their change. Remove that folder, or choose another --output_dir."
             )
+        after = self.table.rows[name].after
+        if after and not self.is_finished(after):
+            raise ValueError(
+                f"The row {name!r} in {self.folder(name)} comes from masks of {after!r} that are no longer in "
+                f"{self.folder(after)}, and others would take their place: put them back, or remove both folders."
+            )
 
     def train(self) -> dict[str, str]:
-        """Train the rows that are not finished, one on each device at a time; errors by row."""
+        """Train the rows that are not finished, one on each device at a time, a row after the one that it comes after;
+        errors by row."""
         waiting = [name for name in self.chosen if not self.is_finished(name)]
         for name in self.chosen:
             if name not in waiting:
@@ -139,8 +172,11 @@ class Ablations:
         running: dict[str, tuple[subprocess.Popen, str | None]] = {}
         try:
             while waiting or running:
-                while waiting and free:
-                    name, device = waiting.pop(0), free.pop(0)
+                unfinished = {*waiting, *running}
+                ready = [name for name in waiting if self.table.rows[name].after not in unfinished]
+                for name, device in list(zip(ready, free)):
+                    waiting.remove(name)
+                    free.remove(device)
                     running[name] = self._start(name, device), device
                     where = f" on GPU {device}" if device else ""
                     print(f"{name}: training{where}, see {self.folder(name) / 'train.log'}", flush=True)
@@ -151,6 +187,10 @@ class Ablations:
                     if process.returncode:
                         errors[name] = last_line(self.folder(name) / "train.log")
                         shutil.rmtree(self.folder(name) / "final", ignore_errors=True)  # of one that was interrupted
+                        for after in [after for after in waiting if self.table.rows[after].after == name]:
+                            waiting.remove(after)
+                            errors[after] = f"not trained, since {name}, which it comes after, failed"
+                            print(f"{after}: {errors[after]}", flush=True)
                     print(f"{name}: {errors.get(name, 'done')}", flush=True)
         finally:
             end(process for process, _ in running.values())  # each leaves a checkpoint
@@ -162,11 +202,13 @@ class Ablations:
         folder, options, row = self.folder(name), self.options, self.table.rows[name]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "row.json").write_text(json.dumps(self.facts[name], indent=1) + "\n")
-        minutes = max(options.minutes - last_state(folder).train_seconds / 60, 0)
+        minutes = max(self.facts[name]["minutes"] - last_state(folder).train_seconds / 60, 0)
         command = [sys.executable, str(SCRIPT), "--stage", row.stage, "--config", self.config]
         command += ["--manifests", *options.manifests, "--output_dir", str(folder), "--resume"]
         command += ["--max_train_minutes", f"{minutes:g}", "--set", *self.overrides(name)]
         command += ["--codec", options.codec] if row.stage != "peer" else []
+        # Not final/, whose architecture would replace what this row changes.
+        command += ["--init_from", str(self.folder(row.after) / "best")] if row.after else []
         command += self.facts[name]["train"]
         with open(folder / "train.log", "a", encoding="utf-8") as log:
             print(f"$ {shlex.join(command)}", file=log, flush=True)

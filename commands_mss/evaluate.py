@@ -119,7 +119,7 @@ def _add_systems(parser: argparse.ArgumentParser):
         "--outputs",
         nargs="+",
         choices=["masked", "filtered", "generated"],
-        help="of models (default: all that each of them has)",
+        help="of models, those that each of them has (default: all of them)",
     )
 
 
@@ -219,7 +219,11 @@ def load_others(options: argparse.Namespace) -> list:
 
 
 def load_models(options: argparse.Namespace) -> list:
-    """Each model in each output mode, with those options of quality that the mode has."""
+    """Each model in each output mode that it has, with those options of quality that the mode has.
+
+    Raises:
+        ValueError: a model has none of the outputs that were asked for.
+    """
     from evaluation_mss.systems import ModelSystem, outputs_of
     from processing_mss import SeparationOptions
     from processing_mss.options_mss import TOKEN_OPTIONS
@@ -233,7 +237,11 @@ def load_models(options: argparse.Namespace) -> list:
             name, path = "mss-lm" if len(options.model) == 1 else Path(given).name, given
         if not (name.strip() and path.strip()):
             raise ValueError(f"--model takes [NAME=]PATH, got {given!r}.")
-        for output in options.outputs or outputs_of(path):
+        has = outputs_of(path)
+        outputs = [output for output in options.outputs or has if output in has]
+        if not outputs:
+            raise ValueError(f"--outputs {' '.join(options.outputs)}: {name} has {has} only.")
+        for output in outputs:
             wanted = SeparationOptions(**{key: value for key, value in asked.items() if key not in without[output]})
             systems.append(ModelSystem(path, output, wanted, options.device, f"{name} {output}"))
     return systems

@@ -108,7 +108,7 @@ def test_the_commands_excerpts_and_report(corpus, tmp_path, capsys):
     assert "excerpts of 0.5 s" in (tmp_path / "tables.md").read_text()
 
 
-def test_each_output_gets_the_options_that_it_has(tmp_path):
+def test_each_output_gets_the_options_that_it_has(tmp_path, model_dir):
     model = tiny_model(**masked_options())
     AudioSourceSeparationPipeline(model=model, processor=tiny_processor(model.config)).save_pretrained(tmp_path)
     parser = argparse.ArgumentParser()
@@ -127,6 +127,12 @@ def test_each_output_gets_the_options_that_it_has(tmp_path):
         assert {name: getattr(system.options, name) for name in asked} == expected
     (only,) = command.load_models(parser.parse_args([*given, "--outputs", "masked"]))
     assert only.name == "mss-lm masked"
+
+    models = ["--model", f"masks={tmp_path}", f"tokens={model_dir}", "--outputs"]  # the second has no masks
+    systems = command.load_models(parser.parse_args([*given, *models, "masked", "filtered"]))
+    assert [system.name for system in systems] == ["masks masked", "masks filtered", "tokens filtered"]
+    with pytest.raises(ValueError, match=r"tokens has \['filtered', 'generated'\] only"):
+        command.load_models(parser.parse_args([*given, *models, "masked"]))
 
 
 @pytest.mark.parametrize(

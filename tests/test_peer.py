@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -18,6 +19,8 @@ from data_mss.labelling.teachers import load_teacher
 from evaluation_mss.baselines import load_baseline
 from evaluation_mss.songs import EvaluationSong
 from modeling_mss import MssConfig
+from modeling_mss.conformer_mss import MssEncoder
+from tests.launching import run_training
 from tests.tiny import tiny_codec, tiny_training_config
 from training_mss.configuration import load_config
 from training_mss.peer_step import PeerStage
@@ -70,6 +73,10 @@ def test_a_peer_learns_and_resumes_exactly_and_is_a_baseline(tmp_path, config, c
         assert train_accelerate.main(arguments(config, corpus, stopped, architecture, *more)) == 0
     losses = read_log(whole, "train/loss")
     assert min(losses[-2:]) < losses[0] and losses == read_log(stopped, "train/loss")
+    more = ["peer.max_steps=2", "peer.mixed_precision=bf16"]
+    run_training(arguments(config, corpus, tmp_path / "half", architecture, *more), 1)
+    half = read_log(tmp_path / "half", "train/loss")
+    assert half == pytest.approx(losses[:2], rel=2e-2) and half != losses[:2]
     assert last_state(whole).step == 4 and last_state(whole).train_seconds > 0
     for score in ("validation/loss", "validation/usdr", "validation/si_sdr/vocals"):
         assert read_log(whole, score) == read_log(stopped, score)[-1:]
@@ -169,30 +176,71 @@ def test_the_shipped_tables_have_rows_that_can_be_built():
         assert differ == expected
 
 
+def test_the_table_of_rivals_has_equal_rows():
+    options = ["--codec", "codec", "--manifests", "songs", "--output_dir", "nowhere", "--minutes", "60"]
+    options += ["--config", str(ROOT / "configs" / "ablations_rivals.yaml")]
+    table = ablations.Ablations(ablations.parse_arguments([*options, "--rows", "untold", "both", "masks"]))
+    assert table.chosen == ["masks_half", "untold", "both", "masks"]
+    facts = table.facts
+    minutes = {name: row["minutes"] + row.get("after", {"minutes": 0})["minutes"] for name, row in facts.items()}
+    assert minutes == {name: 30 if name == "masks_half" else 60 for name in facts}
+    both, untold = (facts[name]["config"]["separator"]["model"] for name in ("both", "untold"))
+    assert both == untold | {"masked_conditioning": True} and both != untold
+    seeds = [facts[f"masks{seed}"] for seed in ("", "_seed_1", "_seed_2")]
+    assert len({str(row["train"]) for row in seeds}) == 3
+    assert all(row | {"train": None} == seeds[0] | {"train": None} for row in seeds)
+    weights, tokens = {}, facts["tokens"]["config"]["separator"]["model"]
+    for name in ("masks", "no_conv_stem"):
+        config = facts[name]["config"]
+        encoder = MssEncoder(MssConfig(**config["separator"]["model"]).encoder_config)
+        weights[name] = sum(weight.numel() for weight in encoder.parameters())
+    assert weights["no_conv_stem"] == pytest.approx(weights["masks"], rel=0.01) and not tokens["mask_head"]
+    songs, used = ("source_weights", "crop_s", "remix_probability", "max_semitones", "eq_gain_db", "gain_range"), set()
+    for row in facts.values():
+        part = row["config"][row["stage"]]
+        assert part["optimizer"]["final_share"] == 0.05 and part["mixed_precision"] == "bf16"
+        used.add(json.dumps([part["crops"][field] for field in songs], sort_keys=True))
+    assert len(used) == 1
+
+
 def table_arguments(folder: Path, corpus: Path, config: Path, rows: dict, **fields) -> list[str]:
     table = {"config": str(config), "rows": rows, "train": ["--num_workers", "0"], **fields}
-    (folder / "table.yaml").write_text(yaml.safe_dump(table))
+    (folder / "table.yaml").write_text(yaml.safe_dump(table, sort_keys=False))
     settings = ["--config", str(folder / "table.yaml"), "--codec", str(folder / "codec"), "--manifests", str(corpus)]
     return [*settings, "--output_dir", str(folder / "out")]
 
 
-def test_two_rows_are_trained_and_scored_in_one_table(tmp_path, config, corpus, capsys):
+def test_rows_are_trained_and_scored_in_one_table(tmp_path, config, corpus, capsys):
     pytest.importorskip("demucs")
     tiny_codec().save_pretrained(tmp_path / "codec")
     few = {"max_steps": 2}
-    rows = {"main": {}, "htdemucs": {"stage": "peer", "changes": {"peer": {"model": {"architecture": "htdemucs"}}}}}
-    evaluate = ["--split", "validation", "--metrics", "usdr", "--excerpt_s", "1", "--outputs", "filtered"]
-    shared = {"separator": few, "peer": {**few, "optimizer": {"learning_rate": 1e-5}}}
+    masks = {"separator": {"model": {"mask_head": True}, "freeze_encoder": True}}
+    rows = {
+        "masks": {"stage": "masks", "changes": masks, "minutes_share": 0.6},
+        "both": {"changes": masks, "after": "masks", "minutes_share": 0.4},
+        "htdemucs": {"stage": "peer", "changes": {"peer": {"model": {"architecture": "htdemucs"}}}},
+    }
+    evaluate = ["--split", "validation", "--metrics", "usdr", "--excerpt_s", "1", "--outputs", "masked", "filtered"]
+    crops = {"crop_s": 0.96, "batch_size": 2, "input": "files", "source_weights": None}
+    shared = {
+        "masks": {**few, "crops": crops, "generated_crops": 0},
+        "separator": few,
+        "peer": {**few, "optimizer": {"learning_rate": 1e-5}},
+    }
     settings = table_arguments(tmp_path, corpus, config, rows, shared=shared, evaluate=evaluate)
     assert ablations.main(settings) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert {name: row["steps"] for name, row in result["rows"].items()} == {"main": 2, "htdemucs": 2}
-    assert "accuracy/vocals" in result["rows"]["main"]["validation"]
+    assert {name: row["steps"] for name, row in result["rows"].items()} == dict.fromkeys(rows, 2)
+    assert "accuracy/vocals" in result["rows"]["both"]["validation"]
     assert "usdr" in result["rows"]["htdemucs"]["validation"] and result["rows"]["htdemucs"]["learning_rate"] > 0
-    assert {name: list(scores) for name, scores in result["scores"].items()} == {
-        "htdemucs": ["usdr"],
-        "main filtered": ["usdr"],
-    }
+    # Outputs of all kinds in one call, and each system beside the first model.
+    systems = json.loads((tmp_path / "out" / "scores" / "summary.json").read_text())["systems"]
+    assert list(systems) == ["htdemucs", "masks masked", "both masked", "both filtered"] == list(result["scores"])
+    assert all(list(scores) == ["usdr"] for scores in result["scores"].values())
+    others = {name: entry["reference"] for name, entry in systems.items() if name != "masks masked"}
+    assert others == dict.fromkeys(others, "masks masked")
+    assert systems["htdemucs"]["differences"]["usdr"]["mean"]["mean"] != 0
+    assert systems["both masked"]["differences"]["usdr"]["mean"]["mean"] == 0  # the encoder was left as it was
 
 
 FAKE_TRAINING = """
@@ -201,6 +249,10 @@ from pathlib import Path
 folder = Path(sys.argv[sys.argv.index("--output_dir") + 1])
 if folder.name == "bad":
     sys.exit("out of memory")
+if folder.name == "half":
+    time.sleep(1)
+if "--init_from" in sys.argv and not (Path(sys.argv[sys.argv.index("--init_from") + 1]).parent / "final").is_dir():
+    sys.exit("started too early")
 if folder.name == "slow":  # as training does: what was asked to end leaves all that it has, and calls it a success
     received = []
     signal.signal(signal.SIGTERM, lambda *arguments: received.append(arguments))
@@ -300,6 +352,55 @@ def test_rows_share_the_cores_of_a_cpu(tmp_path, config, corpus, calls, monkeypa
     notes = [(tmp_path / "out" / name / "final" / "README.md").read_text() for name in rows]
     assert {note.split()[1] for note in notes} == {"3"}
     assert ablations.main([*table_arguments(tmp_path, corpus, config, rows), "--jobs", "0"]) == 1
+
+
+def test_a_row_waits_for_the_masks_that_it_comes_after(tmp_path, config, corpus, calls, capsys, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    rows = {
+        "told": {"after": "half", "minutes_share": 0.25},
+        "half": {"stage": "masks", "minutes_share": 0.5},
+        "bad": {"stage": "masks", "minutes_share": 0.5},
+        "lost": {"after": "bad", "minutes_share": 0.5},
+        "one": {},
+    }
+    settings = table_arguments(tmp_path, corpus, config, rows)
+    assert ablations.main([*settings, "--jobs", "2"]) == 1
+    *lines, result = capsys.readouterr().out.splitlines()
+    assert json.loads(result)["errors"] == {
+        "bad": "out of memory",
+        "lost": "not trained, since bad, which it comes after, failed",
+    }
+    started = [line.split(":")[0] for line in lines if ": training" in line]
+    assert started == ["half", "bad", "one", "told"]  # the others meanwhile
+    note = (tmp_path / "out" / "told" / "final" / "README.md").read_text()
+    assert "--max_train_minutes 2.5 " in note and f"--init_from {tmp_path}/out/half/best" in note
+
+    assert ablations.main([*table_arguments(tmp_path, corpus, config, {**rows, "told": {}}), "--rows", "one"]) == 1
+    assert "'told' in" in (error := capsys.readouterr().err) and "another minutes" in error
+    shutil.rmtree(tmp_path / "out" / "told")
+    assert ablations.main([*table_arguments(tmp_path, corpus, config, rows), "--rows", "told", "--jobs", "2"]) == 0
+    shutil.rmtree(tmp_path / "out" / "half")
+    assert ablations.main([*settings, "--rows", "one", "--jobs", "2"]) == 1
+    assert "from masks of 'half' that are no longer in" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "out" / "told")
+    assert ablations.main([*settings, "--rows", "told", "--jobs", "2"]) == 0  # and what it comes after
+    assert (tmp_path / "out" / "half" / "final").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"after": "none"}, "comes after 'none': masks and separators may come after a row"),
+        ({"after": "one"}, "here ['half']"),
+        ({"after": "half"}, "must add up to at most 1"),
+        ({"after": "half", "stage": "peer"}, "of stage 'peer' comes after"),
+        ({"minutes_share": 0}, "above 0 and at most 1, got 0"),
+    ],
+)
+def test_rows_that_cannot_come_after_others(tmp_path, config, corpus, capsys, row, message):
+    rows = {"half": {"stage": "masks", "minutes_share": 0.5}, "one": {}, "wrong": row}
+    assert ablations.main(table_arguments(tmp_path, corpus, config, rows)) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_rows_that_are_not_equal_are_refused(tmp_path, config, corpus, calls, capsys):
