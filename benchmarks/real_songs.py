@@ -154,6 +154,7 @@ def compare(path: Path, systems: dict[str, System], picture: Path | None) -> tup
             f"segments_without_vocals_by_{PEER}": len(unsung),
             f"vocals_there_db, {OURS}": _mean([levels[number] for number in unsung]).get(OURS),
         },
+        "segments": [{"start_s": span.start / rate, **level} for span, level in zip(spans, levels)],
         "listening": {"segments_with_vocals": len(sung), "scored": len(scored), **scores},
     }, reasons
 

@@ -64,6 +64,7 @@ def test_songs_are_compared_and_heard_ones_stand_apart(tmp_path, four_sounds, mo
     assert silent["shares"]["agreement"] == pytest.approx(silent["shares"]["both_rest"], abs=1e-4)
     assert sum(sung["shares"][f"spleeter_only_in_{stem}"] for stem in STEMS[1:]) == pytest.approx(1, abs=1e-3)
     assert sung["levels"]["vocals_db, spleeter"] == pytest.approx(-6.02, abs=0.01)
+    assert sung["segments"][0]["spleeter"] == sung["levels"]["vocals_db, spleeter"]
     assert silent["levels"]["vocals_there_db, mss-lm"] == pytest.approx(sung["levels"]["vocals_db, mss-lm"], abs=0.01)
     heard = sung["listening"]
     assert heard["power, spleeter"] == pytest.approx(heard["power, mixture"] / 4)
