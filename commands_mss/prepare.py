@@ -67,7 +67,9 @@ def _add_pseudo_label(preparers):
 def _add_render(preparers):
     parser = _add(preparers, "render", "songs composed and played here, by seed")
     parser.add_argument("--hours", type=float, required=True, help="length of the corpus")
-    parser.add_argument("--soundfont", nargs="+", required=True, metavar="FILE", help=".sf2 or .sf3 files")
+    parser.add_argument(
+        "--soundfont", nargs="+", required=True, metavar="FILE", help=".sf2, .sf3; 'synthesizer': a new sound each part"
+    )
     for name, what in (
         ("midi", "MIDI files to arrange, beside composed songs"),
         ("vocals", "recordings of vocals to place over the songs"),
@@ -76,7 +78,7 @@ def _add_render(preparers):
     ):
         parser.add_argument(f"--{name}", metavar="DIR", help=what)
     for name, what in (
-        ("drums", "a kit each: kick*.wav or Kick_v01.wav, _v02, ... (harder)"),
+        ("drums", "a kit each: kick*.wav or Kick_v01.wav, _v02, ... (harder); 'synthesizer': a new kit each song"),
         ("basses", "an instrument each: eb3_ff_rr1.wav, ..."),
     ):
         parser.add_argument(f"--{name}", nargs="+", default=[], metavar="DIR", help=what)

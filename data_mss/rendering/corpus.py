@@ -20,7 +20,7 @@ from .choir import load_singers
 from .credits import read_credits
 from .grooves import load_grooves
 from .midi import find_midi
-from .recipe import RenderConfig, song_seconds
+from .recipe import SYNTHESIZER, RenderConfig, song_seconds
 from .samples import load_bass, load_kit
 from .song import render_song
 from .voices import find_audio
@@ -96,7 +96,7 @@ def check_folders(config: RenderConfig):
         (find_midi, [config.midi_dir]),
     ):
         for folder in folders:
-            if folder is not None:
+            if folder not in (None, SYNTHESIZER):
                 load(folder)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from .recipe import Played, RenderConfig, Sung
+from .recipe import SYNTHESIZER, Played, RenderConfig, Sung
 
 COMPOSED = "composed"  # source of an arrangement that is nobody's
 
@@ -42,7 +42,7 @@ def sources_given(config: RenderConfig) -> list[str]:
     paths = [*config.soundfonts, *config.drums_dirs, *config.bass_dirs, *(path for path in folders if path is not None)]
     sources = [source_name(path) for path in paths]
     if config.synthesizer_share > 0:
-        sources.append("synthesizer")
+        sources.append(SYNTHESIZER)
     if config.synthetic_vocals and config.speech_dir is None and shutil.which("espeak-ng") is not None:
         sources.append("espeak-ng")
     return list(dict.fromkeys(sources))

@@ -10,10 +10,14 @@ import numpy as np
 from ..manifest import require
 from .instruments import BassSynth
 from .production import Channel, Room
+from .synth import Sound
 
 T = TypeVar("T")
+SYNTHESIZER = "synthesizer"  # in place of a soundfont or a kit, and in credits
 # Each has its own random numbers; new ones come last, so that the others' stay.
-TOPICS = ("length", "score", "instruments", "vocals", "production", "synthesizer", "samples", "groove", "choir")
+TOPICS = (
+    "length", "score", "instruments", "vocals", "production", "synthesizer", "samples", "groove", "choir", "sound",
+)  # fmt: skip
 
 
 @dataclass
@@ -21,7 +25,8 @@ class RenderConfig:
     """What songs are made of.
 
     Args:
-        soundfonts: SF2 or SF3 files; every part is played by one of them.
+        soundfonts: SF2 or SF3 files; every part is played by one of them. "synthesizer" among them stands for sounds
+            that are drawn anew for each part, and among `drums_dirs` for a kit that is drawn anew for each song.
         midi_dir: MIDI files to take arrangements from, besides composed ones.
         vocals_dir: real vocal stems.
         speech_dir: speech recordings that are made to sing. espeak-ng speaks where there are none, if it is installed.
@@ -77,7 +82,7 @@ class RenderConfig:
         if not self.soundfonts:
             raise ValueError("Rendering needs at least one soundfont (see docs/rendering.md for how to install two).")
         for path in self.soundfonts:
-            if not Path(path).is_file():
+            if path != SYNTHESIZER and not Path(path).is_file():
                 raise ValueError(f"There is no soundfont {path}.")
         if not 0 < self.min_seconds <= self.max_seconds:
             raise ValueError(f"Need 0 < min_seconds <= max_seconds, got {self.min_seconds} and {self.max_seconds}.")
@@ -86,7 +91,8 @@ class RenderConfig:
                 require(value is None or Path(value).is_dir(), name, "a folder", value)
             elif name.endswith("_dirs"):
                 for folder in value:
-                    require(Path(folder).is_dir(), name, "folders", folder)
+                    synthetic = name == "drums_dirs" and folder == SYNTHESIZER
+                    require(synthetic or Path(folder).is_dir(), name, "folders", folder)
             elif name.endswith("_share"):
                 require(0 <= value <= 1, name, "in 0-1", value)
 
@@ -102,8 +108,9 @@ class RenderConfig:
 
 @dataclass
 class Played:
-    """A part as it was played: by which soundfont, kit or bass (base name of the file or folder), or by the synthesizer
-    (`synth`); `groove` names the performance that drums are from. `player` is the name in recipe.json of what plays."""
+    """A part as it was played: by which soundfont, kit or bass (base name of the file or folder), or by a synthesizer,
+    whose sound is `synth`, but for drums; `groove` names the performance that drums are from. `player` is the name in
+    recipe.json of what plays."""
 
     name: str
     stem: str
@@ -111,7 +118,7 @@ class Played:
     notes: int
     player: str
     channel: Channel
-    synth: BassSynth | None = None
+    synth: BassSynth | Sound | None = None
     groove: str = ""
 
 

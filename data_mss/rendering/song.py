@@ -12,14 +12,16 @@ import numpy as np
 from .choir import add_choir
 from .composition import compose
 from .credits import source_name, sources_heard
+from .drum_synth import synthesize_kit
 from .grooves import load_grooves, play_groove
 from .instruments import BassSynth, draw_bass_synth, ducking_gain, load_soundfont, play_bass_synth
 from .midi import find_midi, read_arrangement
 from .production import Room, draw_channel, impulse_response, master, mix_stems, produce
-from .recipe import Played, Recipe, RenderConfig, Sung, random_numbers, song_seconds
+from .recipe import SYNTHESIZER, Played, Recipe, RenderConfig, Sung, random_numbers, song_seconds
 from .samples import choose_pieces, load_bass, load_kit, play_bass, play_drums
 from .score import SAMPLING_RATE, Arrangement, Note, Part, harmonize
 from .singing import FRAME, SingingStyle, analyse, sing_melody
+from .synth import Sound, draw_sound, play_synth
 from .voices import find_audio, place_recorded, read_speech, runs, speak
 
 T = TypeVar("T")
@@ -151,8 +153,8 @@ def with_groove(config: RenderConfig, index: int, arrangement: Arrangement) -> t
 
 def choose_players(
     config: RenderConfig, index: int, parts: list[Part], rng: np.random.Generator, samples_rng: np.random.Generator
-) -> list[str | BassSynth]:
-    """What plays each part: a soundfont's file, a folder of samples, or a synthesizer.
+) -> list[str | BassSynth | Sound]:
+    """What plays each part: a soundfont's file, a folder of samples, or a synthesizer (`SYNTHESIZER` for drums).
 
     Args:
         rng: of soundfonts.
@@ -167,13 +169,22 @@ def choose_players(
         of_stem["bass"] = draw_bass_synth(synth_rng)
     elif config.bass_dirs and samples_rng.random() < config.sampled_bass_share:
         of_stem["bass"] = str(samples_rng.choice(config.bass_dirs))
-    return [of_stem.get(part.stem, soundfont) for part, soundfont in zip(parts, soundfonts)]
+    sound_rng = random_numbers(config.seed, index, "sound")
+    players = [of_stem.get(part.stem, soundfont) for part, soundfont in zip(parts, soundfonts)]
+    return [
+        draw_sound(sound_rng) if player == SYNTHESIZER and not part.is_drum else player
+        for part, player in zip(parts, players)
+    ]
 
 
-def play(part: Part, player: str | BassSynth, duration: float, rng: np.random.Generator) -> np.ndarray:
+def play(part: Part, player: str | BassSynth | Sound, duration: float, rng: np.random.Generator) -> np.ndarray:
     """A part `(2, duration * 48000)` before production, by one of `choose_players`."""
     if isinstance(player, BassSynth):
         return play_bass_synth(part.notes, player, duration)
+    if isinstance(player, Sound):
+        return play_synth(part.notes, player, duration, rng)
+    if player == SYNTHESIZER:
+        return play_drums(part.notes, synthesize_kit(rng), duration, rng)
     if not Path(player).is_dir():
         return load_soundfont(player).play(part, duration)
     if part.is_drum:
@@ -204,11 +215,11 @@ def render_song(config: RenderConfig, index: int) -> tuple[dict[str, np.ndarray]
     for part, player in zip(parts, players):
         channel = draw_channel(part.stem, part.name, arrangement.tempo, rng)
         waveform = produce(play(part, player, duration, samples_rng), channel)
-        synth = player if isinstance(player, BassSynth) else None
-        if synth is not None:
+        synth = None if isinstance(player, str) else player
+        if isinstance(synth, BassSynth):
             waveform = waveform * ducking_gain(kicks, synth, waveform.shape[1])
         tracks.append((part.stem, waveform, channel))
-        name = source_name(player) if synth is None else "synthesizer"
+        name = source_name(player) if synth is None else SYNTHESIZER
         own_groove = groove if part.is_drum else ""
         played.append(Played(part.name, part.stem, part.program, len(part.notes), name, channel, synth, own_groove))
     if vocals is not None:
