@@ -34,7 +34,7 @@ from processing_mss import DEFAULT_MODEL, AudioReader, AudioWriter, fitting_dtyp
 
 MAX_CANDIDATES = 4
 MAX_SEED = 2**31 - 1
-EXAMPLE = Path(__file__).parent / "examples" / "rendered_song.mp3"
+EXAMPLES = sorted((Path(__file__).parent / "examples").glob("*.mp3"))
 HEADLINE = "# Music source separation\nA song goes in, its vocals, drums, bass and the rest come out, to be mixed anew."
 UNTRAINED = "⚠️ **This checkpoint is untrained:** the stems are noise, whatever the song."
 ABOUT = """
@@ -55,6 +55,9 @@ SHOW_NOTE = """() => {
     const note = document.querySelector("#note");
     if (note.getBoundingClientRect().bottom > innerHeight) note.scrollIntoView({ behavior: "smooth" });
 }"""
+
+# An example is separated as soon as it is chosen, by the button, so that it is counted and queued as any song.
+SEPARATE = """() => document.querySelector("#separate").click()"""
 
 max_seconds = float(os.environ.get("MSS_MAX_SECONDS", 600))
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -204,7 +207,7 @@ async def keep_upload(path: str) -> str:
     return await gr.Audio.async_move_resource_to_block_cache(song, path)
 
 
-gr.set_static_paths(EXAMPLE)  # copied, it would be deleted after an hour, and nobody could choose it again
+gr.set_static_paths(EXAMPLES)  # copied, it would be deleted after an hour, and nobody could choose it again
 with gr.Blocks(title="Music source separation", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
     limit = f" Songs may be {max_seconds // 60:.0f}:{max_seconds % 60:02.0f} long."
     gr.Markdown(HEADLINE + limit + (f"\n\n{UNTRAINED}" if pipe.model.config.untrained else ""))
@@ -212,11 +215,12 @@ with gr.Blocks(title="Music source separation", analytics_enabled=False, delete_
         with gr.Column(min_width=280):
             song = gr.Audio(label="Song", type="filepath", sources=["upload", "microphone"])
             song.async_move_resource_to_block_cache = keep_upload
-            gr.Examples([[str(EXAMPLE)]], song, label="An example (made by this project, CC0)", cache_examples=False)
+            title = "Hear one at once (made by this project, CC0)"
+            examples = gr.Examples([[str(path)] for path in EXAMPLES], song, label=title, cache_examples=False)
             stems = gr.CheckboxGroup(stem_names, value=stem_names, label="Stems")
             output = gr.Radio(outputs, value=outputs[0], label="Output")
             with gr.Row():
-                start = gr.Button("Separate", variant="primary", min_width=120)
+                start = gr.Button("Separate", variant="primary", min_width=120, elem_id="separate")
                 cancel = gr.Button("Cancel", min_width=120)
             with gr.Accordion("More", open=False):
                 candidates = gr.Slider(
@@ -247,6 +251,7 @@ with gr.Blocks(title="Music source separation", analytics_enabled=False, delete_
     )
     run.success(lambda: gr.DownloadButton(interactive=True), outputs=archive, api_name=False)
     start.click(None, js=SHOW_NOTE)
+    examples.load_input_event.success(None, js=SEPARATE)
     cancel.click(stop, queue=False, api_name="stop")  # what runs
     cancel.click(None, cancels=run)  # what waits
     demo.unload(stop)

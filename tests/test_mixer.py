@@ -86,7 +86,7 @@ class Visit:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: self._note(request.url))
         self.page.goto(app.address)
-        self.page.locator("input[type=file]").first.set_input_files(ROOT / "space/examples/rendered_song.mp3")
+        self.page.locator("input[type=file]").first.set_input_files(ROOT / "space/examples/rendered_song_1.mp3")
         self.page.get_by_role("button", name="Play", exact=True).first.wait_for()
         self.page.get_by_role("button", name="Separate", exact=True).click()
         self.page.locator("#mixer .lane").nth(4).wait_for(timeout=90000)
@@ -179,9 +179,9 @@ def test_solo_mute_and_volume_say_what_is_heard(visit):
 def test_the_zip_holds_what_the_players_play(visit):
     with visit.page.expect_download() as download:
         visit.page.get_by_text("All stems (zip)").click()
-    assert download.value.suggested_filename == "rendered_song_stems.zip"
+    assert download.value.suggested_filename == "rendered_song_1_stems.zip"
     with zipfile.ZipFile(download.value.path()) as archive:
-        names = [f"rendered_song_{name}.wav" for name in STEMS]
+        names = [f"rendered_song_1_{name}.wav" for name in STEMS]
         assert archive.namelist() == names
         stems = [soundfile.read(io.BytesIO(archive.read(name)), dtype="int16")[0] for name in names]
     played = visit.files()
@@ -214,8 +214,8 @@ def test_it_reads_well_on_desk_and_phone_by_day_and_by_night(visit):
     )
     page.get_by_role("button", name="Clear").click()
     page.get_by_role("button", name="Clear").wait_for(state="detached")
-    page.get_by_role("button", name="rendered_song.mp3").click()  # the example, which the page offers
-    page.get_by_role("button", name="Clear").wait_for()
+    page.get_by_role("button", name="rendered_song_2.mp3").click()  # an example, which is separated at once
+    page.get_by_text("rendered_song_2.mp3, 15 s,").wait_for(timeout=90000)
     assert visit.errors == [] and visit.foreign == []
 
 
