@@ -43,7 +43,7 @@ tokens of a neural audio codec, stem after stem (after arXiv 2604.09371). *Maske
 encoder's shares, in seconds. *Filtered* takes what the language model writes into account, too. *Generated* is the
 model's own waveform: mono, and it may differ from the song. Stems of the first two add up to the song.
 
-**What it cannot do.** The checkpoint that ships was trained for minutes, on hours of music, not on thousands of them:
+**What it cannot do.** The checkpoint that ships was trained for hours, on hours of music, not on thousands of them:
 drums and basses come out with much of the rest removed, voices less, above all in a dense mix, and "other" keeps a good
 deal of everything. Separate only songs that you may; what comes out belongs to whom the song belongs.
 
