@@ -196,9 +196,10 @@ def test_the_table_of_rivals_has_equal_rows():
         weights[name] = sum(weight.numel() for weight in encoder.parameters())
     assert weights["no_conv_stem"] == pytest.approx(weights["masks"], rel=0.01) and not tokens["mask_head"]
     songs, used = ("source_weights", "crop_s", "remix_probability", "max_semitones", "eq_gain_db", "gain_range"), set()
-    for row in facts.values():
+    for name, row in facts.items():
         part = row["config"][row["stage"]]
-        assert part["optimizer"]["final_share"] == 0.05 and part["mixed_precision"] == "bf16"
+        assert part["optimizer"]["final_share"] == 0.05
+        assert part["mixed_precision"] == ("no" if name == "htdemucs" else "bf16")
         used.add(json.dumps([part["crops"][field] for field in songs], sort_keys=True))
     assert len(used) == 1
 
