@@ -2,7 +2,7 @@
 # wheel: what could be published, in dist/. wheel_test: install it into an environment of its own and use it elsewhere.
 # robustness: odd and malformed inputs through command line, pipeline and Space, about half an hour; writes docs/robustness.md.
 # train_tiny: render songs and train HuBERT, codec and separator on two CPU cores, in about 20 minutes.
-# train_demo: train masks and separator of the checkpoint that ships, in the background; the same command goes on with it.
+# train_demo: train masks and separator of configs/demo.yaml, in the background; the same command goes on with it.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
