@@ -52,6 +52,8 @@ from training_mss.stage import Stage
 
 SAMPLING_RATE = 48000
 # Every process must hold all weights: the main one alone writes checkpoints and exports.
+# Options that name models, and the stages that read them.
+READ_BY = {"hubert": ["codec"], "codec": ["masks", "separator"], "init_from": ["codec", "masks", "separator"]}
 SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
@@ -74,7 +76,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     run.add_argument("--output_dir", type=Path, required=True, help="checkpoints, log.jsonl, samples, final/")
     run.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the output folder")
     run.add_argument("--max_steps", type=int, help="instead of the configuration's")
-    run.add_argument("--max_train_minutes", type=float, help="be done by then, checkpoint and export included")
+    run.add_argument(
+        "--max_train_minutes",
+        type=float,
+        help="be done by then, as far as earlier checkpoints and validations tell how long the last take",
+    )
     run.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     run.add_argument("--num_workers", type=int, default=2, help="processes that read crops (default: %(default)s)")
     run.add_argument("--cache_dir", help="for packed copies of lossy files (default: ~/.cache/mss-lm/packed)")
@@ -96,9 +102,12 @@ def build_stage(options: argparse.Namespace, config: TrainingConfig) -> Stage:
     """The stage with its models.
 
     Raises:
-        ValueError: a model that the stage needs was not named.
+        ValueError: a model that the stage needs was not named, or one that it does not read was.
         ImportError: the package of a peer is missing.
     """
+    for name, stages in READ_BY.items():
+        if getattr(options, name) is not None and options.stage not in stages:
+            raise ValueError(f"Stage {options.stage} does not read --{name}, which is for {stages}: leave it out.")
     if options.stage == "hubert":
         return HubertStage(config)
     if options.stage == "codec":
@@ -192,6 +201,11 @@ def train_alone(
     state = training.run()
     final = options.output_dir / "final"
     accelerator.wait_for_everyone()
+    if not state.step:
+        accelerator.print(
+            f"{options.stage}: a signal ended it before its first update; nothing is exported.", file=sys.stderr
+        )
+        return INTERRUPTED
     if accelerator.is_main_process:
         songs = [song for manifest in options.manifests for song in read_manifest(manifest)]
         with replacing(final) as folder:

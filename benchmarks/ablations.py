@@ -89,6 +89,10 @@ class Table:
         for name, row in self.rows.items():
             if row.after is None:
                 continue
+            if "--init_from" in [*self.train, *row.train]:
+                raise ValueError(
+                    f"{name!r} starts from {row.after!r}, so neither its `train` nor the table's may have --init_from."
+                )
             allowed = [key for key, other in self.rows.items() if other.stage == "masks" and other.after is None]
             if row.stage == "peer" or row.after not in allowed or row.after == name:
                 raise ValueError(
@@ -112,6 +116,8 @@ class Ablations:
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
+        if not options.minutes > 0:
+            raise ValueError(f"--minutes must be above 0, got {options.minutes:g}.")
         self.devices = devices(options.jobs)
         self.table: Table = build(Table, read_with_bases(Path(options.config)))
         self.config = str(Path(options.config).parent / self.table.config)
@@ -123,6 +129,11 @@ class Ablations:
         self.chosen = list(dict.fromkeys(row for name in wanted for row in (before[name], name) if row))
         self.facts = {name: self._facts(name) for name in names}
         for name in names:
+            architecture = self.facts[name]["config"]["peer"]["model"]["architecture"]
+            if self.table.rows[name].stage == "peer" and name != architecture:
+                raise ValueError(
+                    f"A peer is called as the baseline that scores it, {architecture!r}; got the row {name!r}."
+                )
             self._check(name)
 
     def folder(self, name: str) -> Path:
@@ -148,7 +159,12 @@ class Ablations:
     def _check(self, name: str):
         if not self.is_finished(name) and not checkpoint_folders(self.folder(name)):
             return
-        before = json.loads((self.folder(name) / "row.json").read_text())
+        facts = self.folder(name) / "row.json"
+        if not facts.is_file():
+            raise ValueError(
+                f"{self.folder(name)} holds a training that is none of this table's: choose another --output_dir."
+            )
+        before = json.loads(facts.read_text())
         if different := [key for key, value in self.facts[name].items() if before.get(key) != value]:
             raise ValueError(
                 f"The row {name!r} in {self.folder(name)} was trained with another {' and '.join(different)}, and rows "
@@ -347,7 +363,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     for number in STOP_SIGNALS:  # rows are ended in order, as after Ctrl-C
-        signal.signal(number, signal.default_int_handler)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, signal.default_int_handler)
     try:
         ablations = Ablations(options)
     except ValueError as error:

@@ -109,7 +109,7 @@ def score_vocals(sounds: dict[str, torch.Tensor], spans: list[slice], rate: int)
     return scores, reasons
 
 
-def compare(path: Path, systems: dict[str, System], picture: Path | None) -> tuple[dict, dict[str, str]]:
+def compare(path: Path, name: str, systems: dict[str, System], picture: Path | None) -> tuple[dict, dict[str, str]]:
     """All about one song, and why metrics could not run; `picture`: the file to draw.
 
     Raises:
@@ -120,7 +120,7 @@ def compare(path: Path, systems: dict[str, System], picture: Path | None) -> tup
     spans = audible_segments(mixture, rate)
     if not spans:
         raise ValueError(f"{path} is silent: leave it out.")
-    song = EvaluationSong(path.stem, path.stem, rate, mixture[None, :0], mixture, list(STEMS))  # no references
+    song = EvaluationSong(name, name, rate, mixture[None, :0], mixture, list(STEMS))  # no references
     stems = systems[OURS].separate(song)
     vocals = {OURS: stems.pop("vocals"), PEER: systems[PEER].separate(song)["vocals"]}
     rest = {name: mixture - sound for name, sound in vocals.items()}
@@ -137,7 +137,7 @@ def compare(path: Path, systems: dict[str, System], picture: Path | None) -> tup
             rows |= {f"{title}, {name}": sound for name, sound in sounds.items()}
         cells = {name: {title: row[:, span] for title, span in columns.items()} for name, row in rows.items()}
         if columns:
-            spectrogram_sheet(cells, list(columns), rate, picture, path.stem)
+            spectrogram_sheet(cells, list(columns), rate, picture, name)
     weight = channel_power(mixture)
     shares = [vocal_share(channel_power(vocals[name]), channel_power(rest[name])) for name in (OURS, PEER)]
     missed = weight * (shares[1] - shares[0]).clamp(min=0)
@@ -145,7 +145,7 @@ def compare(path: Path, systems: dict[str, System], picture: Path | None) -> tup
     scores, reasons = score_vocals({"mixture": mixture, **vocals}, scored, rate)
     missed_in = divide(missed, {stem: channel_power(sound) for stem, sound in stems.items()})
     return {
-        "song": path.stem,
+        "song": name,
         "seconds": mixture.shape[1] / rate,
         "shares": agreement(weight, *shares) | {f"{PEER}_only_in_{stem}": share for stem, share in missed_in.items()},
         "levels": {
@@ -193,7 +193,7 @@ def table(group: str, songs: list[dict], heard: list[dict]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("songs", nargs="*", help="songs, or folders of them")
     parser.add_argument("--heard", nargs="+", default=[], help="songs that the model was trained on")
@@ -207,31 +207,44 @@ def main():
     given, more_problems = find_songs(options.songs, options.output_dir)
     known = {song.path.resolve() for song in heard}
     songs: list[SongFile] = heard + [song for song in given if song.path.resolve() not in known]
-    problems += more_problems + [f"{song.path} is no file." for song in songs if not song.path.is_file()]
+    tracks = [song.track for song in songs]
+    problems += more_problems + [
+        f"Two songs are called {track!r}: give the folder above them."
+        for track in dict.fromkeys(tracks)
+        if tracks.count(track) > 1
+    ]
+    problems += [f"{song.path} is no file." for song in songs if not song.path.is_file()]
     if problems or not songs:
         parser.error(" ".join(problems) or "give a song, or a folder of songs")
-    systems = {OURS: ModelSystem(options.model, outputs_of(options.model)[0]), PEER: load_baseline(PEER)}
-    results, reasons = {True: [], False: []}, {}
+    try:
+        systems = {OURS: ModelSystem(options.model, outputs_of(options.model)[0]), PEER: load_baseline(PEER)}
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"real_songs: {error}")
+    results, reasons, failed = {True: [], False: []}, {}, {}
     for song in songs:
         print(f"real_songs: {song.track}", file=sys.stderr, flush=True)
         picture = options.pictures and options.pictures / f"{file_name(song.track)}.png"
         try:
-            result, missing = compare(song.path, systems, picture)
+            result, missing = compare(song.path, song.track, systems, picture)
         except (ValueError, OSError) as error:
-            sys.exit(f"real_songs: {error}")
+            print(f"real_songs: {song.track}: {error}", file=sys.stderr)
+            failed[song.track] = str(error)
+            continue
         results[song.path.resolve() in known].append(result)
         reasons |= missing
     identities = {name: f"{system.name}, {system.identity}" for name, system in systems.items()}
     notes = [f"- {name}: {identity}" for name, identity in identities.items()]
     notes += [f"- {metric} is missing. {reason}" for metric, reason in reasons.items()]
+    notes += [f"- {track} is missing. {reason}" for track, reason in failed.items()]
     parts = [table(group, results[False], results[True]) for group in ("shares", "levels", "listening")]
     text = "\n\n".join(["# Real songs, without references", *parts, "\n".join(notes)]) + "\n"
     options.output_dir.mkdir(parents=True, exist_ok=True)
     replace_text(options.output_dir / "real_songs.md", text)
     print(text)
     outcome = {"systems": identities, "songs": results[False], "heard": results[True], "missing": reasons}
-    print(json.dumps({"benchmark": "real_songs", **outcome}))
+    print(json.dumps({"benchmark": "real_songs", **outcome, "errors": failed}))
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -76,22 +76,29 @@ def write_crops(pipe, weights: bytes, manifests: list[str], num_crops: int, fold
     """`planes_of` training crops, in bfloat16, from files of a batch each; those that are there are kept.
 
     Raises:
-        ValueError: the folder has crops of other weights than these, or there are no training songs.
+        ValueError: the folder has crops of another model, of other songs or in other batches, or there are no training
+            songs.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    mark, digest = folder / "weights.sha256", sha256(weights).hexdigest()
-    if mark.exists() and mark.read_text() != digest:
-        raise ValueError(f"{folder} has crops of another model: remove it, or choose another --work_dir.")
-    mark.write_text(digest)
     config, processor = pipe.model.config, pipe.processor
     options = SeparationOptions(output="filtered", seed=0)
     options.check(config)
     estimator = WindowEstimator(pipe.model, processor, options.as_saved_with(config, pipe.model.generation_config))
     songs = [song for path in manifests for song in read_manifest(path) if song.split == "train"]
+    batches = torch.arange(num_crops).split(estimator.fitting_batch_size())
+    facts = {"weights": sha256(weights).hexdigest(), "model": config.to_dict(), "num_crops": num_crops}
+    facts |= {"generation": pipe.model.generation_config.to_dict(), "songs": [vars(song) for song in songs]}
+    facts |= {"batch_size": len(batches[0])}
+    mark, text = folder / "made_from.json", json.dumps(facts, indent=1, default=str)
+    if mark.exists() and mark.read_text(encoding="utf-8") != text:
+        raise ValueError(
+            f"{folder} has crops of another model, other songs or another number: choose another --work_dir."
+        )
+    mark.write_text(text, encoding="utf-8")
     draws = {"remix_probability": 0.5, "audible_probability": 0.7, "source_weights": {song.source: 1 for song in songs}}
     dataset = StemDataset(songs, config.stems, crop_s=processor.window_s, epoch_size=num_crops, **draws)
     parts = []
-    for indices in tqdm(torch.arange(num_crops).split(estimator.fitting_batch_size()), desc="crops", unit="batch"):
+    for indices in tqdm(batches, desc="crops", unit="batch"):
         path = folder / f"{int(indices[0]):06d}.pt"
         if not path.exists():
             stems = torch.stack([with_levels(dataset[index]["stems"], index) for index in indices.tolist()])
@@ -102,7 +109,7 @@ def write_crops(pipe, weights: bytes, manifests: list[str], num_crops: int, fold
             torch.save({name: values.bfloat16() for name, values in crops.items()}, part)
             part.rename(path)
         parts.append(torch.load(path))
-    return {name: torch.cat([part[name] for part in parts])[:num_crops] for name in parts[0]}
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def with_levels(stems: torch.Tensor, seed: int) -> torch.Tensor:
@@ -243,7 +250,7 @@ def score_song(pipe, excerpt: Excerpt, refiners: dict[str, Refiner | None]) -> d
 def run(options: argparse.Namespace) -> dict:
     """Crops, refiners, scores; what the JSON line holds. Raises ValueError or OSError for songs or models of no use."""
     excerpts = find_excerpts(options.validate, "validation", excerpt_s=EXCERPT_S, equal_loudness=True)
-    pipe = pipeline("audio-source-separation", model=options.model)
+    pipe = pipeline("audio-source-separation", model=options.model, device="cpu")  # as songs and refiners are
     with torch.no_grad():
         weights = Path(options.model, "model.safetensors").read_bytes()
         crops = write_crops(pipe, weights, options.train, options.num_crops, options.work_dir / "crops")

@@ -24,6 +24,7 @@ from processing_mss import SeparationOptions, WindowEstimate, filter_windows, re
 from processing_mss.estimation_mss import WindowEstimator
 from processing_mss.windowing_mss import split_windows
 
+from .results import replace_text
 from .signal_metrics import usdr
 from .songs import EvaluationSong, find_excerpts
 
@@ -40,8 +41,8 @@ class Trial:
         self.song, self.stems, self.temperature = song, pipe.model.config.stems, pipe.model.config.mask_temperature
         processor, rate = pipe.processor, song.sampling_rate
         options = SeparationOptions(output=output, seed=0)
-        options = options.as_saved_with(pipe.model.config, pipe.model.generation_config)
         options.check(pipe.model.config)
+        options = options.as_saved_with(pipe.model.config, pipe.model.generation_config)
         self.plan, self.rate = processor.plan(song.mixture, rate), processor.sampling_rate
         mono = resample(song.mixture.mean(dim=0), rate, self.rate)
         windows = split_windows(mono * self.plan.gain, self.plan.starts, self.plan.window)
@@ -76,7 +77,7 @@ def mean_usdr(estimates: Iterable[torch.Tensor], song: EvaluationSong) -> float:
 
 @torch.no_grad()
 def calibrate(model_dir: Path, manifests: list[str], excerpt_s: float, with_tokens: bool) -> dict:
-    """Choose and write the three fields; returns them with the scores they were chosen by.
+    """Choose and write the three fields (without tokens two); returns them with the scores they were chosen by.
 
     Raises:
         ValueError: the model has no masks, or no trained language model where its tokens take part, or there are no
@@ -126,7 +127,7 @@ def write_fields(model_dir: Path, fields: dict) -> None:
     """Change fields of config.json and leave the rest as it is."""
     path = model_dir / "config.json"
     values = json.loads(path.read_text(encoding="utf-8")) | fields
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    replace_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def main() -> int:

@@ -166,6 +166,9 @@ def test_calibration_chooses_by_validation_songs_and_writes_what_it_chose(folder
     assert [config.mask_temperature, config.outputs] == [result["mask_temperature"], result["outputs"]]
     with pytest.raises(ValueError, match="what this checkpoint is for"):  # its language model is not trained yet
         calibrate(folder / "run" / "final", manifests, excerpt_s=1.0, with_tokens=True)
+    target = shutil.copytree(folder / "run" / "final", folder / "calibrated_masks")
+    result = calibrate(target, manifests, excerpt_s=1.0, with_tokens=False)
+    assert MssConfig.from_pretrained(target).outputs == result["outputs"] == ["masked"] and "token_share" not in result
 
 
 def test_masks_and_codes_learn_together_unless_the_encoder_is_frozen(folder):

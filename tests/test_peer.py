@@ -396,6 +396,8 @@ def test_a_row_waits_for_the_masks_that_it_comes_after(tmp_path, config, corpus,
         ({"after": "half"}, "must add up to at most 1"),
         ({"after": "half", "stage": "peer"}, "of stage 'peer' comes after"),
         ({"minutes_share": 0}, "above 0 and at most 1, got 0"),
+        ({"after": "half", "minutes_share": 0.5, "train": ["--init_from", "masks"]}, "may have --init_from"),
+        ({"stage": "peer"}, "A peer is called as the baseline that scores it, "),
     ],
 )
 def test_rows_that_cannot_come_after_others(tmp_path, config, corpus, capsys, row, message):
@@ -412,8 +414,12 @@ def test_rows_that_are_not_equal_are_refused(tmp_path, config, corpus, calls, ca
         return capsys.readouterr().err
 
     assert "Unknown rows ['a4']" in fails("--rows", "a4")
+    assert "--minutes must be above 0, got -5." in fails("--minutes", "-5")
     assert ablations.main(settings) == 0
     assert "was trained with another minutes" in fails("--minutes", "20")
+    (row := tmp_path / "out" / "one" / "row.json").rename(tmp_path / "row.json")
+    assert "one holds a training that is none of this table's" in fails()
+    (tmp_path / "row.json").rename(row)
     table_arguments(tmp_path, corpus, config, {"one": {"changes": {"separator": {"ema_decay": 0.5}}}})
     assert "was trained with another config" in fails()
     table_arguments(tmp_path, corpus, config, {"one": {"changes": {"separator": {"ema": 0.5}}}})

@@ -56,7 +56,7 @@ def test_songs_are_compared_and_heard_ones_stand_apart(tmp_path, four_sounds, mo
     arguments = ["--model", model_dir, "--output_dir", tmp_path / "scores", "--pictures", tmp_path / "pictures"]
     arguments += [tmp_path / "songs", "--heard", tmp_path / "songs" / "heard.wav"]
     monkeypatch.setattr(sys, "argv", ["real_songs", *map(str, arguments)])
-    real_songs.main()
+    assert real_songs.main() == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     silent, sung = result["songs"]
     assert (silent["song"], sung["song"], result["heard"][0]["song"]) == ("silent", "sung", "heard")
@@ -79,6 +79,16 @@ def test_songs_are_compared_and_heard_ones_stand_apart(tmp_path, four_sounds, mo
     rows = {name: row["voice, from 0 s"] for name, row in pictures["sung.png"][0].items()}
     assert torch.allclose(rows["vocals, mss-lm"] + rows["no vocals, mss-lm"], rows["mixture"], atol=1e-6)
     assert torch.equal(rows["vocals, spleeter"], rows["mixture"] / 2) and "other, mss-lm" in rows
+
+    (tmp_path / "songs" / "sung.wav").write_bytes(b"no audio")  # costs no other song
+    assert real_songs.main() == 1
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [song["song"] for song in result["songs"]] == ["silent"] and list(result["errors"]) == ["sung"]
+    write_audio(tmp_path / "more" / "silent.wav", four_sounds.sum(dim=0, keepdim=True).numpy(), 48000)
+    monkeypatch.setattr(sys, "argv", [*sys.argv, str(tmp_path / "more")])
+    with pytest.raises(SystemExit):
+        real_songs.main()
+    assert "Two songs are called 'silent'" in capsys.readouterr().err
 
 
 def no_weights(waveform, sampling_rate):

@@ -1,5 +1,6 @@
 """The corpus renderer: same seed, same songs; stems where they belong; voices on their melody; kills lose nothing."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -288,6 +289,10 @@ def test_a_kit_of_hydrogen_says_what_its_files_are(tmp_path):
     kit = load_kit(folder)
     assert [piece.name for (piece,) in kit["kick"]] == ["bass drum 1"]
     assert [piece.name for (piece,) in kit["snare"]] == ["snare 1"]
+    (tmp_path / "kit" / "drumkit.xml").write_text(xml[:-9], encoding="utf-8")
+    load_kit.cache_clear()
+    with pytest.raises(ValueError, match=r"drumkit\.xml is no XML"):
+        load_kit(folder)
 
 
 def test_a_sampled_bass_is_in_tune_an_octave_below_its_names(tmp_path):
@@ -341,7 +346,7 @@ def make_grooves(folder: Path) -> str:
 
 
 def test_people_drum_in_time_with_the_song_where_it_has_drums(tmp_path):
-    from data_mss.rendering.grooves import load_grooves, play_groove
+    from data_mss.rendering.grooves import load_grooves, play_groove, read_hits
     from data_mss.rendering.score import Arrangement, Note, Part
 
     grooves = load_grooves(make_grooves(tmp_path / "groove"))
@@ -364,6 +369,16 @@ def test_people_drum_in_time_with_the_song_where_it_has_drums(tmp_path):
     assert play_groove(song(bar), grooves, "validation", np.random.default_rng(1)) is None
     assert play_groove(song(1.4 * bar), grooves, "train", np.random.default_rng(1)) is None  # too slow
     assert play_groove(song(bar, "7/8"), grooves, "train", np.random.default_rng(1)) is None
+    path = tmp_path / "groove" / "train_beat.mid"
+    path.write_bytes(path.read_bytes()[:-40])
+    read_hits.cache_clear()
+    with pytest.raises(ValueError, match=r"Cannot read .*train_beat\.mid as MIDI"):
+        play_groove(song(bar), grooves, "train", np.random.default_rng(1))
+    table = tmp_path / "groove" / "info.csv"
+    table.write_text(table.read_text() + "\nrock,100")
+    load_grooves.cache_clear()
+    with pytest.raises(ValueError, match=r"info\.csv, line 6: "):
+        load_grooves(str(tmp_path / "groove"))
 
 
 def test_a_song_is_credited_to_what_is_heard_in_it(tmp_path):
@@ -390,6 +405,11 @@ def test_a_song_is_credited_to_what_is_heard_in_it(tmp_path):
         assert set(song.licence.split("; ")) == {lines[name] for name in names}
         heard |= names
     assert {"Kit", "groove"} <= heard
+
+    (tmp_path / "out" / "manifest.jsonl").unlink()  # what is left is not taken for songs of other settings
+    changed = dataclasses.replace(config, drums_dirs=())
+    report = rendering.prepare_render(tmp_path / "out", 12 / 3600, changed, licence="MIT")
+    assert not report.written and "rendered from other sounds" in str(report.failures)
 
     (tmp_path / "credits.yaml").write_text(json.dumps({"Kit": "a kit, CC0"}), encoding="utf-8")
     with pytest.raises(ValueError, match=r"no credit for .*groove.*Add a line"):

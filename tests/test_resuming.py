@@ -21,6 +21,7 @@ from tests.test_training import arguments, losses, read_log, weights_of
 from tests.tiny import tiny_hubert_config
 from training_mss import reporting, run_state
 from training_mss.loop import RunOptions, Training
+from training_mss.reporting import RunLog
 from training_mss.run_state import RunState, last_state, newest_whole, restore_replaced, save_checkpoint
 
 
@@ -150,6 +151,16 @@ def test_the_run_ends_in_time_with_a_checkpoint_and_its_learning_rate(tmp_path, 
     assert 1e-5 <= later[-1] < 2e-4 and max(later) <= 1e-3 * 0.01 ** (spent / (spent + 4.8))
     assert train_accelerate.main(arguments("separator", config, corpus, tmp_path / "other", *more[:-2])) == 1
     assert "final_share=0.01 is reached when --max_train_minutes are over" in capsys.readouterr().err
+
+
+def test_a_run_with_nothing_left_to_do_keeps_its_last_scores(tmp_path):
+    log = RunLog("codec", tmp_path, Accelerator(cpu=True))
+    for step in (2, 4):
+        log.write(step, {"loss": float(step)}, "train")
+        log.write(step, {"loss": step / 2}, "validation")
+    later = RunLog("codec", tmp_path, log.accelerator)
+    later.forget_after(2)
+    assert later.last_scores == {"loss": 1.0} and len(later.path.read_text().splitlines()) == 2
 
 
 def test_processes_go_by_one_clock():

@@ -33,6 +33,9 @@ def test_settings_are_scored_as_the_package_filters(tmp_path, capsys):
     assert settings["refiner with tokens, seed 3"]["gains"]["mean"] != 0
     with pytest.raises(ValueError, match="crops of another model"):
         token_worth.write_crops(pipe, b"other weights", [corpus], 8, tmp_path / "work" / "crops")
+    weights = (tmp_path / "model" / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="or another number"):
+        token_worth.write_crops(pipe, weights, [corpus], 9, tmp_path / "work" / "crops")
 
 
 def test_a_refiner_begins_with_the_masks_and_its_control_hears_no_tokens():

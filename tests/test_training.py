@@ -253,6 +253,13 @@ def test_wrong_usage_says_what_to_do(tmp_path, config, corpus, codec_dir, capsys
 
     assert "--codec" in fails("separator")
     assert "--hubert" in fails("codec")
+    assert "Stage codec does not read --codec, which is for ['masks', 'separator']" in fails(
+        "codec", "--codec", codec_dir
+    )
+    assert "is no YAML" in fails("separator", "--set", "separator.optimizer={learning_rate: 1e-3")
+    assert "`separator.optimizer` must be a mapping of fields, got 5" in fails(
+        "separator", "--set", "separator.optimizer=5"
+    )
     assert "allowed are" in fails("separator", "--set", "separator.crops.batchsize=3")
     assert "set do_sample to true" in fails("separator", "--set", "separator.generation.top_p=0.9")
     assert "`separator.max_steps` must be of type int" in fails("separator", "--set", "separator.max_steps=many")
@@ -261,6 +268,8 @@ def test_wrong_usage_says_what_to_do(tmp_path, config, corpus, codec_dir, capsys
     assert "`max_train_minutes` must be a number of at least 0, or left out, got nan" in fails(
         "separator", "--max_train_minutes", "nan"
     )
+    assert "No update was made" in fails("separator", "--codec", codec_dir, "--max_train_minutes", "0")
+    assert not (tmp_path / "run" / "final").exists() and not (tmp_path / "run" / "checkpoints").exists()
     (tmp_path / "run" / "checkpoints" / "step-00000004").mkdir(parents=True)
     assert "--resume" in fails("separator", "--codec", codec_dir)
     assert half_precision.main([str(tmp_path), str(tmp_path / "half")]) == 1

@@ -300,8 +300,12 @@ def load_config(path: str | os.PathLike, overrides: list[str] | None = None) -> 
         name, equals, value = override.partition("=")
         if not equals:
             raise ValueError(f"Expected NAME=VALUE, as in separator.max_steps=100, got {override!r}.")
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"The value in --set {override!r} is no YAML: {error}") from error
         for key in reversed(name.strip().split(".")):
-            value = {key: value if isinstance(value, dict) else yaml.safe_load(value)}
+            value = {key: value}
         values = _merge(values, value)
     return build(TrainingConfig, values)
 
@@ -340,12 +344,21 @@ def build(kind: type, values: dict, place: str = ""):
     """A dataclass from a mapping; `place` is where it stands, for errors.
 
     Raises:
-        ValueError: a field that does not exist, or a value of the wrong kind.
+        ValueError: a field that does not exist or is missing, or a value of the wrong kind.
     """
+    if not isinstance(values, dict):
+        raise ValueError(f"`{place}` must be a mapping of fields, got {values!r}.")
     hints = typing.get_type_hints(kind)
     unknown = set(values) - set(hints)
     if unknown:
         raise ValueError(f"Unknown {sorted(unknown)} in {place or 'the configuration'}; allowed are {sorted(hints)}.")
+    needed = [
+        item.name
+        for item in dataclasses.fields(kind)
+        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+    ]
+    if missing := [name for name in needed if name not in values]:
+        raise ValueError(f"{place or 'The configuration'} lacks {missing}, which have no defaults.")
     return kind(**{name: _value(hints[name], value, f"{place}.{name}".strip(".")) for name, value in values.items()})
 
 

@@ -115,7 +115,7 @@ class Training:
         keep_frozen_weights_out(accelerator, stage.networks, stage.frozen)
         self.stop_signal = False
         self.interrupted = False  # a signal to any process ended the run before its last step
-        self.closing_seconds = 0.0  # what the last checkpoint and validation took
+        self.closing_seconds = 0.0  # what the longest validation and checkpoint took so far, to be done in time
 
     def run(self) -> RunState:
         """Train until `max_steps`, `max_train_minutes` or a signal; validate, and leave a checkpoint.
@@ -123,7 +123,8 @@ class Training:
         Raises:
             NonFiniteLossError: after `max_skipped_steps` updates in a row that could not be made, or at the end, if
                 none was made.
-            ValueError: there are checkpoints and the run is not to go on from them, or none of them is whole.
+            ValueError: there are checkpoints and the run is not to go on from them, none of them is whole, or the
+                minutes were over before the first update.
             OSError: a checkpoint or log cannot be written.
         """
         self._resume()
@@ -184,6 +185,13 @@ class Training:
                     tick = time.monotonic()
                     self.closing_seconds = max(self.closing_seconds, tick - before)
                     window_start += tick - before
+        if not self.state.step:  # nothing was learned: no checkpoint, no validation
+            if self.interrupted:
+                return
+            raise ValueError(
+                f"No update was made, so nothing is exported: the {self.options.max_train_minutes:g} minutes of "
+                "--max_train_minutes, in which loading models and songs counts, were over before the first. Give more."
+            )
         if self.state.step % self.options.validation_steps:
             self.validate()
         if last_checkpoint != self.state.step:

@@ -34,7 +34,8 @@ class RunLog:
         self.last_scores: dict[str, float] = {}
 
     def forget_after(self, step: int) -> None:
-        """Drop lines after `step`, and a damaged last one: those a killed run wrote after its last checkpoint.
+        """Drop lines after `step`, and a damaged last one: those a killed run wrote after its last checkpoint. The last
+        scores are then those of the last line that has some.
 
         Raises:
             ValueError: another line is damaged.
@@ -45,7 +46,8 @@ class RunLog:
         kept = []
         for number, line in enumerate(lines, start=1):
             try:
-                is_kept = json.loads(line)["step"] <= step
+                record = json.loads(line)
+                is_kept = record["step"] <= step
             except (ValueError, KeyError, TypeError) as error:
                 if number < len(lines):
                     raise ValueError(
@@ -53,7 +55,14 @@ class RunLog:
                         "line, and --resume goes on."
                     ) from error
                 continue
-            kept += [line] if is_kept else []
+            if is_kept:
+                kept.append(line)
+                found = {
+                    name.removeprefix("validation/"): value
+                    for name, value in record.items()
+                    if name.startswith("validation/")
+                }
+                self.last_scores = {n: math.nan if v is None else v for n, v in found.items()} or self.last_scores
         temporary = self.path.with_suffix(".tmp")
         with writing(self.path):
             temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

@@ -55,10 +55,7 @@ class Plan:
 
 def read_plan(path: Path) -> Plan:
     """Raises ValueError: no such file, or a field that is missing, unknown or of the wrong kind."""
-    try:
-        plan = build(Plan, read_with_bases(path))
-    except TypeError as error:
-        raise ValueError(f"{path} is no plan: {error}") from error
+    plan = build(Plan, read_with_bases(path))
     plan.config = str((path.parent / plan.config).resolve())
     return plan
 

@@ -105,7 +105,7 @@ class Grid:
 
 
 def compose(duration: float, voice_low: int, rng: np.random.Generator) -> Arrangement:
-    """A song of `duration` seconds for a singer whose lowest pitch is `voice_low` (MIDI); the last second fades."""
+    """A song of `duration` seconds for a singer whose lowest pitch is `voice_low` (MIDI)."""
     metre = str(rng.choice(["4/4", "3/4", "6/8"], p=[0.74, 0.1, 0.16]))
     tempo = float(rng.uniform(70, 175) if metre == "4/4" else rng.uniform(90, 170))
     mode = str(rng.choice(list(SCALES), p=[0.45, 0.35, 0.1, 0.1]))

@@ -137,6 +137,7 @@ def make_song(config: RenderConfig, output_dir: Path, licence: str | dict[str, s
     """
     name = song_id(config, index)
     folder = output_dir / name
+    settings = rendered_from(config, None)
     if not folder.exists():
         partial_folder = output_dir / f".{name}.partial"
         shutil.rmtree(partial_folder, ignore_errors=True)  # of a run that was killed
@@ -146,10 +147,12 @@ def make_song(config: RenderConfig, output_dir: Path, licence: str | dict[str, s
         for stem, waveform in stems.items():
             if np.any(waveform):
                 write_audio(partial_folder / f"{stem}.flac", waveform, recipe.sampling_rate)
-        text = json.dumps(recipe.to_dict(), indent=1, ensure_ascii=False)
+        text = json.dumps({**recipe.to_dict(), "made_from": settings}, indent=1, ensure_ascii=False)
         (partial_folder / "recipe.json").write_text(text, encoding="utf-8")
         os.replace(partial_folder, folder)
     recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    if recipe.get("made_from", settings) != settings:  # folders of earlier versions do not say
+        raise ValueError(f"{folder} was rendered from other sounds or settings: remove it, or choose another folder.")
     if not isinstance(licence, str):
         missing = [source for source in recipe.get("sources", ["what it was rendered from"]) if source not in licence]
         if missing:

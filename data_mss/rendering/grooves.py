@@ -35,7 +35,8 @@ def load_grooves(folder: str) -> tuple[Performance, ...]:
     """What a folder's `info.csv` lists.
 
     Raises:
-        ValueError: no `info.csv`, one without the columns that are needed, or one that names files that are not there.
+        ValueError: no `info.csv`, one without the columns or values that are needed, or one that names files that are
+            not there.
     """
     table = Path(folder) / "info.csv"
     if not table.is_file():
@@ -47,25 +48,40 @@ def load_grooves(folder: str) -> tuple[Performance, ...]:
         missing = sorted(set(COLUMNS) - set(reader.fieldnames or ()))
         if missing:
             raise ValueError(f"{table} lacks the columns {missing}; it has {reader.fieldnames}.")
-        performances = tuple(
-            Performance(
-                table.parent / row["midi_filename"], row["style"], float(row["bpm"]),
-                row["time_signature"].replace("-", "/"), row["beat_type"], row["split"],
-            )
-            for row in reader
-        )  # fmt: skip
+        performances = tuple(read_performance(table, number, row) for number, row in enumerate(reader, start=2))
     absent = [str(performance.path) for performance in performances if not performance.path.is_file()]
     if absent or not performances:
         raise ValueError(f"{table} names {len(performances)} performances; not there: {absent[:3]} ({len(absent)}).")
     return performances
 
 
+def read_performance(table: Path, number: int, row: dict[str, str | None]) -> Performance:
+    """A line of `info.csv`. Raises ValueError for one that is too short, or whose tempo is no number above 0."""
+    values = [row[name] for name in COLUMNS]
+    try:
+        style, tempo, kind, metre, file, split = values
+        if None in values or not float(tempo) > 0:
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            f"{table}, line {number}: {COLUMNS} must all be there, and bpm above 0; got {values}."
+        ) from None
+    return Performance(table.parent / file, style, float(tempo), metre.replace("-", "/"), kind, split)
+
+
 @functools.lru_cache(maxsize=16)
 def read_hits(path: Path) -> np.ndarray:
-    """A performance's hits, sorted: rows of quarter notes from the start, General MIDI key, velocity."""
+    """A performance's hits, sorted: rows of quarter notes from the start, General MIDI key, velocity.
+
+    Raises:
+        ValueError: the file is broken.
+    """
     import mido
 
-    midi = mido.MidiFile(path)
+    try:
+        midi = mido.MidiFile(path)
+    except Exception as error:  # mido answers broken files with whatever it stumbled over
+        raise ValueError(f"Cannot read {path} as MIDI: {error!r}. Remove it, and its line of info.csv.") from error
     hits = []
     for track in midi.tracks:
         ticks = 0

@@ -105,7 +105,13 @@ def sample_names(folder: str) -> dict[Path, str]:
     names = {}
     for path in sorted(Path(folder).rglob("*")):
         if path.name == "drumkit.xml":
-            for instrument in ElementTree.parse(path).iter():
+            try:
+                kit = ElementTree.parse(path)
+            except ElementTree.ParseError as error:
+                raise ValueError(
+                    f"{path} is no XML: {error}. Repair it, or remove it: names of files tell drums too."
+                ) from error
+            for instrument in kit.iter():
                 if instrument.tag.endswith("instrument"):
                     fields = [(field.tag.rpartition("}")[2], field.text or "") for field in instrument.iter()]
                     name = re.sub(r"^[a-g]#?\d - ", "", dict(fields[::-1]).get("name", ""))  # "c3 - bass drum 1"
@@ -123,7 +129,7 @@ def load_kit(folder: str) -> Kit:
     Loops, rolls, samples of more than 4 s and broken ones (less than 20 ms) are left out.
 
     Raises:
-        ValueError: no kick or no snare there.
+        ValueError: no kick or no snare there, or a `drumkit.xml` that is none.
     """
     pieces: dict[tuple[str, Path, str], list[np.ndarray]] = defaultdict(list)
     for path, name in sample_names(folder).items():

@@ -67,7 +67,7 @@ class Arrangement:
         source: "composed", or the MIDI file's name.
         duration: in seconds.
         tempo: quarter notes per minute.
-        metre: "4/4", "3/4" or "6/8" ("" if a MIDI file does not say).
+        metre: "4/4", "3/4", "6/8", or what a MIDI file says ("" if it says none).
         key: in words.
         scale: pitch classes (0-11, 0 is C) that harmonies keep to.
         parts: the instruments.
