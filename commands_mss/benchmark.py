@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
     result = run_benchmark(Benchmark(name, pipe, outputs, peers, options.seconds, options.runs, say))
     print(table(result))
     print(json.dumps(rounded(result)))
-    return 0
+    return 1 if "captured_error" in result else 0
 
 
 def check(options: argparse.Namespace):

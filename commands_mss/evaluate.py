@@ -132,6 +132,8 @@ def run(options: argparse.Namespace) -> int:
 
     try:
         # All that can be wrong with the options is found before the first song, not after hours.
+        if options.report_excerpts < 0:
+            raise ValueError(f"--report_excerpts must be at least 0, got {options.report_excerpts}.")
         excerpts = find_excerpts(
             options.manifests,
             options.split,

@@ -35,7 +35,7 @@ def find_songs(inputs: list[str], output_dir: Path) -> tuple[list[SongFile], lis
 
     songs, problems, seen = [], [], set()
     for path in map(Path, inputs):
-        if path.is_dir():
+        if os.path.isdir(path):  # False where it may not be looked at: then that song alone is refused
             found, unread = _songs_in(path, os.path.realpath(output_dir))
             problems += unread
             if not found and not unread:

@@ -32,13 +32,19 @@ def prepare_stem_folders(
         validation_songs: names of song folders that go to validation, wherever they lie.
 
     Raises:
-        ValueError: no song folder, an unknown split, or a manifest that was made from others or otherwise.
+        ValueError: no song folder, none of a name in `validation_songs`, an unknown split, or a manifest that was made
+            from others or otherwise.
     """
     input_dir = Path(input_dir)
     require(split in SPLITS, "split", f"one of {list(SPLITS)}", split)
     folders = sorted({path.parent for path in input_dir.rglob("*") if _role(path)})
     if not folders:
         raise ValueError(f"No stems below {input_dir}: expected <song>/vocals.wav, drums.wav, bass.wav, other.wav.")
+    if absent := sorted(set(validation_songs) - {folder.name for folder in folders}):
+        names = [folder.name for folder in folders]
+        raise ValueError(
+            f"Of {len(names)} song folders below {input_dir}, such as {names[:5]}, none is called {absent}."
+        )
     jobs, wanted = [], {}
     for folder in folders:
         song_id = folder.relative_to(input_dir).as_posix() if folder != input_dir else folder.resolve().name

@@ -61,14 +61,14 @@ def sing_along(separate, songs: list[Path], output_dir: Path, bar: tqdm) -> int:
         for path in songs:
             target = output_dir / f"{path.stem}.flac"
             try:
-                if target.exists() or target in targets:
+                if target.exists() or str(target).casefold() in targets:
                     raise FileExistsError(f"{target} is there already: move it away, or choose another --output_dir.")
                 reader = AudioReader(path)
                 separate.preprocess(reader)  # raises here what would end the whole batch there
             except (ValueError, OSError) as error:
                 report(path, error)
                 continue
-            targets.add(target)
+            targets.add(str(target).casefold())  # one file on disks that do not tell cases apart
             opened.append((path, target, reader))
             yield reader
 

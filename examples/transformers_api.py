@@ -18,6 +18,7 @@ It separates a made-up song, trains ten steps on it, and prints the losses befor
 """
 
 import argparse
+import sys
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ def made_up_stems(num_stems: int, seconds: float, rate: int) -> np.ndarray:
     return np.stack(stems).astype(np.float32)
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or Hub id of a separator's repository")
     parser.add_argument("--codec", required=True, help="folder or Hub id of the whole codec it was trained over")
@@ -92,7 +93,8 @@ def main():
     again = pipeline("audio-source-separation", model=arguments.output_dir, **TRUST).model.to(model.device)
     same = torch.equal(again.generate(**inputs, do_sample=False), model.generate(**inputs, do_sample=False))
     print(f"loaded again from {arguments.output_dir}: {'the same codes' if same else 'OTHER CODES'}")
+    return 0 if same else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -107,6 +107,8 @@ def test_stem_folders_with_all_that_folders_hold(tmp_path):
     write_song(nan, seed=5)
     soundfile.write(nan / "other.wav", np.full((1000, 1), np.nan), 44100, subtype="FLOAT")
 
+    with pytest.raises(ValueError, match=r"none is called \['plane'\]"):
+        prepare_stem_folders(root, tmp_path / "out", validation_songs=("plane",))
     report = prepare_stem_folders(root, tmp_path / "out", validation_songs=("plain",), licence="CC0-1.0")
     assert report.written == 5 and sorted(report.failures) == ["broken", "nan", "truncated"]
     songs = {song.id: song for song in read_manifest(tmp_path / "out")}
