@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .audio_files import add_up, read_mono
 from .manifest import ManifestError, ManifestWriter, Song, read_manifest
-from .preparing import PrepareReport, copied_from, copy_of, prepare_songs
+from .preparing import PrepareReport, copied_from, copy_of, prepare_songs, require_different_ids
 
 SAMPLING_RATE = 48000
 KBPS = (6.0, 256.0)  # a channel, as libsndfile maps its compression level from 1 to 0
@@ -29,11 +29,13 @@ def copy_as_opus(
         max_seconds: of a song, from its middle; None: all of it.
 
     Raises:
-        ValueError: a rate that Opus does not have, a manifest that is none, or copies that were made otherwise.
+        ValueError: a rate that Opus does not have, two songs of one id, a manifest that is none, or copies that were
+            made otherwise.
     """
     if not KBPS[0] <= kbps <= KBPS[1]:
         raise ValueError(f"`kbps` must lie in {KBPS[0]:g} to {KBPS[1]:g}, got {kbps:g}.")
     songs = [song for manifest in manifests for song in read_manifest(manifest)]
+    require_different_ids(songs)
     wanted = {song.id: copied_from(song, kbps=kbps, max_seconds=max_seconds) for song in songs}
     jobs = ((song.id, lambda s=song: _copy(s, output_dir, kbps, max_seconds)) for song in songs)
     return prepare_songs(ManifestWriter(output_dir / "manifest.jsonl"), jobs, "copy", wanted)

@@ -1,7 +1,6 @@
 """Manifests of any audio -> packed songs: one int16 array per stem, read by training without audio libraries."""
 
 import os
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 
 from .audio_files import PACKED_SUFFIX, add_up, read_mono, write_packed
 from .manifest import STEMS, ManifestWriter, Song, read_manifest, stems_of
-from .preparing import PrepareReport, copied_from, copy_of, prepare_songs
+from .preparing import PrepareReport, copied_from, copy_of, prepare_songs, require_different_ids
 
 PEAK = 32767 / 32768  # the largest sample that int16 holds
 
@@ -39,9 +38,7 @@ def prepare_packed(
     if sampling_rate <= 0 or not stems:
         raise ValueError(f"Need a positive sampling rate and a stem at least, got {sampling_rate} and {stems}.")
     songs = [song for manifest in manifests for song in read_manifest(manifest)]
-    twice = [song_id for song_id, count in Counter(song.id for song in songs).items() if count > 1]
-    if twice:
-        raise ValueError(f"The manifests have several songs of the ids {twice[:5]}: pack them into separate folders.")
+    require_different_ids(songs)
     if any(song.folder.resolve() == output_dir.resolve() for song in songs):
         raise ValueError(f"The songs and the output must lie in different folders, both are {output_dir}.")
     wanted = {song.id: copied_from(song, sampling_rate=sampling_rate, stems=stems) for song in songs}

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,13 @@ def made_from(files: Iterable[str | os.PathLike], **settings) -> dict:
         digest.update(f"{place}\0{status and (status.st_size, status.st_mtime_ns)}\0".encode(errors="surrogateescape"))
     names = f"{places[0] if places else None}" + (f" and {len(places) - 1} more" if places[1:] else "")
     return json.loads(json.dumps({"files": f"{names} ({digest.hexdigest()[:16]})", **settings}))
+
+
+def require_different_ids(songs: Iterable[Song]):
+    """Raise ValueError if two songs of several manifests have one id: in one folder, one would be lost."""
+    twice = [song_id for song_id, count in Counter(song.id for song in songs).items() if count > 1]
+    if twice:
+        raise ValueError(f"The manifests have several songs of the ids {twice[:5]}: take them into separate folders.")
 
 
 def copied_from(song: Song, **settings) -> dict:
@@ -95,6 +103,7 @@ def prepare_songs(
                 continue
             try:
                 song = make_song()
+                song.to_json().encode()  # names of files need not be UTF-8, and a manifest is
             except (ValueError, OSError) as error:
                 report.failures[song_id] = str(error)
                 progress.write(f"skipped {song_id}: {error}", file=sys.stderr)

@@ -10,6 +10,7 @@ config.json of the folder. Prints one JSON line.
 
 import argparse
 import json
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
@@ -81,7 +82,7 @@ def calibrate(model_dir: Path, manifests: list[str], excerpt_s: float, with_toke
 
     Raises:
         ValueError: the model has no masks, or no trained language model where its tokens take part, or there are no
-            validation songs.
+            validation songs with audible stems.
     """
     pipe = pipeline("audio-source-separation", model=str(model_dir))
     config = pipe.model.config
@@ -92,8 +93,12 @@ def calibrate(model_dir: Path, manifests: list[str], excerpt_s: float, with_toke
     excerpts = find_excerpts(manifests, "validation", excerpt_s=excerpt_s, equal_loudness=True)
     for excerpt in tqdm(excerpts, desc="separating", unit="song"):
         song = excerpt.read(config.stems)
+        if math.isnan(share := mean_usdr([song.mixture / len(song.stems)] * len(song.stems), song)):
+            continue  # no stem is audible there
         trials[excerpt.song.source].append(Trial(pipe, song, output))
-        equal_shares[excerpt.song.source].append(mean_usdr([song.mixture / len(song.stems)] * len(song.stems), song))
+        equal_shares[excerpt.song.source].append(share)
+    if not trials:
+        raise ValueError(f"None of the {len(excerpts)} validation excerpts has an audible stem.")
 
     def of_sources(values: dict[str, list[float]]) -> dict[str, float]:
         means = {source: sum(scores) / len(scores) for source, scores in values.items()}

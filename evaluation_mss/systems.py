@@ -19,7 +19,6 @@ from processing_mss import AUDIO_SUFFIXES, SeparationOptions, read_audio, resamp
 
 from .songs import EvaluationSong, file_name
 
-ACCOMPANIMENTS = {"accompaniment", "instrumental"}  # all but the vocals, in whatever company they come
 DIGITS = 12  # of hashes
 MISSING_S = 0.1  # that may be missing at the end of a stem: programs that work in frames drop the last one
 
@@ -198,12 +197,13 @@ def names_of_stems(names: Iterable[str], stems: Iterable[str]) -> dict[str, list
     """Which of a system's own names make up each of `stems`, in the order of `stems`; they are summed.
 
     What is none of `stems` counts as "other", as in manifests. "other" is only a stem beside all the others: a system
-    for vocals alone calls everything else so. An accompaniment is a stem if nothing but vocals is asked for beside it.
+    for vocals alone calls everything else so. A sum of stems, as an
+    accompaniment is, is one if nothing but vocals is asked for beside it.
     """
     stems, found = list(stems), {}
     for name in names:
         stem = canonical_stem(name)
-        if name.strip().lower() in ACCOMPANIMENTS and not set(stems) <= {"vocals", "other"}:
+        if stem and "+" in stem and not set(stems) <= {"vocals", "other"}:
             continue
         if stem is not None:
             found.setdefault(stem if stem in stems else "other", []).append(name)

@@ -9,6 +9,7 @@ decodes, and encodes when it is given semantic features.
 
 import argparse
 import re
+import sys
 from pathlib import Path
 
 import torch
@@ -177,7 +178,10 @@ def main():
     parser.add_argument("--output_dir", required=True, help="folder to write config.json and model.safetensors to")
     parser.add_argument("--hubert", help="folder or Hub id of the HuBERT to embed, published: bosonai/hubert_base")
     arguments = parser.parse_args()
-    codec = convert(arguments.checkpoint, arguments.config, arguments.output_dir, arguments.hubert)
+    try:
+        codec = convert(arguments.checkpoint, arguments.config, arguments.output_dir, arguments.hubert)
+    except (ValueError, OSError) as error:
+        sys.exit(f"convert_hcodec: {error}")
     parameters = sum(parameter.numel() for parameter in codec.parameters())
     print(
         f"{arguments.output_dir}: {parameters / 1e6:.1f} M parameters, {codec.config.frame_rate} code frames a second"

@@ -45,6 +45,8 @@ def test_copies_are_the_songs_middle_in_a_fraction_of_the_bytes(songs, tmp_path,
     assert "has 'one', made with {'max_seconds': 4.0}, not with {'max_seconds': None}" in capsys.readouterr().err
 
 
-def test_a_rate_that_opus_lacks_is_an_error(songs, tmp_path, capsys):
+def test_a_rate_that_opus_lacks_and_two_songs_of_one_id_are_errors(songs, tmp_path, capsys):
     assert main([str(songs), "--output_dir", str(tmp_path / "copies"), "--kbps", "600"]) == 1
     assert "6 to 256" in capsys.readouterr().err
+    assert main([str(songs), str(songs), "--output_dir", str(tmp_path / "copies")]) == 1
+    assert "several songs of the ids ['one', 'two']" in capsys.readouterr().err

@@ -259,6 +259,7 @@ def test_folders_of_stems_that_cannot_be_scored_say_why(tmp_path):
         (["vocals", "other"], STEMS, {"vocals": ["vocals"]}),  # of a network for vocals alone
         (["vocals", "other"], ["vocals", "other"], {"vocals": ["vocals"], "other": ["other"]}),
         (["vocals", "instrumental", *STEMS[1:]], STEMS, {stem: [stem] for stem in STEMS}),
+        (["no_vocals", *STEMS], STEMS, {stem: [stem] for stem in STEMS}),
         (
             ["bass", "Drums", "guitar", "vocals", "piano"],
             STEMS,
