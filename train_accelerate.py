@@ -202,6 +202,7 @@ def train_alone(
     final = options.output_dir / "final"
     accelerator.wait_for_everyone()
     if not state.step:
+        accelerator.end_training()
         accelerator.print(
             f"{options.stage}: a signal ended it before its first update; nothing is exported.", file=sys.stderr
         )

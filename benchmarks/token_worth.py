@@ -90,7 +90,8 @@ def write_crops(pipe, weights: bytes, manifests: list[str], num_crops: int, fold
     facts |= {"generation": pipe.model.generation_config.to_dict(), "songs": [vars(song) for song in songs]}
     facts |= {"batch_size": len(batches[0])}
     mark, text = folder / "made_from.json", json.dumps(facts, indent=1, default=str)
-    if mark.exists() and mark.read_text(encoding="utf-8") != text:
+    before = mark.read_text(encoding="utf-8") if mark.exists() else None
+    if before != text and any(folder.glob("*.pt")):
         raise ValueError(
             f"{folder} has crops of another model, other songs or another number: choose another --work_dir."
         )

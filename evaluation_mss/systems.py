@@ -197,8 +197,8 @@ def names_of_stems(names: Iterable[str], stems: Iterable[str]) -> dict[str, list
     """Which of a system's own names make up each of `stems`, in the order of `stems`; they are summed.
 
     What is none of `stems` counts as "other", as in manifests. "other" is only a stem beside all the others: a system
-    for vocals alone calls everything else so. A sum of stems, as an
-    accompaniment is, is one if nothing but vocals is asked for beside it.
+    for vocals alone calls everything else so. A sum of stems, such as an accompaniment, counts as "other" if nothing
+    but vocals is asked for beside it, and else not at all.
     """
     stems, found = list(stems), {}
     for name in names:

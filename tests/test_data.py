@@ -146,6 +146,10 @@ def test_a_manifest_survives_a_kill_in_the_middle_of_a_line(tmp_path):
     assert path.read_bytes() == content and "two" in writer and "three" not in writer
     path.write_bytes(content[:-1])  # whole but for its end, as an editor may leave it
     assert "two" in ManifestWriter(path) and path.read_bytes() == content
+    path.write_bytes(mistyped := content[:-1].replace(b'"train"', b'"trian"'))  # is nobody's to drop
+    with pytest.raises(ManifestError, match="trian"):
+        ManifestWriter(path)
+    assert path.read_bytes().rstrip() == mistyped
     with pytest.raises(ValueError, match="already"):
         writer.add(Song("two", "train", {}, 1.0, 48000, "test"))
     with pytest.raises(ManifestError, match="No manifest"):
