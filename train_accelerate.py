@@ -36,7 +36,6 @@ from accelerate.utils import DistributedType, set_seed
 
 import torchaudio_guard_mss  # noqa: F401
 from commands_mss.errors import fail
-from data_mss.manifest import read_manifest
 from training_mss.codec_step import CodecStage
 from training_mss.configuration import TrainingConfig, load_config
 from training_mss.export import publish, write_model_card
@@ -208,12 +207,10 @@ def train_alone(
         )
         return INTERRUPTED
     if accelerator.is_main_process:
-        songs = [song for manifest in options.manifests for song in read_manifest(manifest)]
         with replacing(final) as folder:
             training.export(folder)
-            write_model_card(
-                folder, options.stage, config, state, songs, state.best_scores or log.last_scores, options.init_from
-            )
+            scores = state.best_scores or log.last_scores
+            write_model_card(folder, options.stage, config, state, crops.dataset.songs, scores, options.init_from)
         if options.push_to_hub and not training.interrupted:
             publish(final, options.push_to_hub)
     accelerator.wait_for_everyone()

@@ -82,7 +82,7 @@ def write_crops(pipe, weights: bytes, manifests: list[str], num_crops: int, fold
     folder.mkdir(parents=True, exist_ok=True)
     config, processor = pipe.model.config, pipe.processor
     options = SeparationOptions(output="filtered", seed=0)
-    options.check(config)
+    options.check(pipe.model, processor)
     estimator = WindowEstimator(pipe.model, processor, options.as_saved_with(config, pipe.model.generation_config))
     songs = [song for path in manifests for song in read_manifest(path) if song.split == "train"]
     batches = torch.arange(num_crops).split(estimator.fitting_batch_size())

@@ -224,7 +224,7 @@ def load_models(options: argparse.Namespace) -> list:
     """Each model in each output mode that it has, with those options of quality that the mode has.
 
     Raises:
-        ValueError: a model has none of the outputs that were asked for.
+        ValueError: a model has none of the outputs that were asked for, or no output here has an option that was given.
     """
     from evaluation_mss.systems import ModelSystem, outputs_of
     from processing_mss import SeparationOptions
@@ -232,7 +232,7 @@ def load_models(options: argparse.Namespace) -> list:
 
     asked = {key: value for key, value in vars(options).items() if key in SeparationOptions.__dataclass_fields__}
     without = {"masked": {*TOKEN_OPTIONS, "seed"}, "filtered": set(), "generated": {"expected", "num_candidates"}}
-    systems = []
+    planned = []
     for given in options.model:
         name, separator, path = given.partition("=")
         if not separator or Path(given).is_dir():  # "runs/lr=1" is a folder
@@ -243,7 +243,12 @@ def load_models(options: argparse.Namespace) -> list:
         outputs = [output for output in options.outputs or has if output in has]
         if not outputs:
             raise ValueError(f"--outputs {' '.join(options.outputs)}: {name} has {has} only.")
-        for output in outputs:
-            wanted = SeparationOptions(**{key: value for key, value in asked.items() if key not in without[output]})
-            systems.append(ModelSystem(path, output, wanted, options.device, f"{name} {output}"))
+        planned += [(path, output, f"{name} {output}") for output in outputs]
+    used = {key for _, output, _ in planned for key in asked.keys() - without[output]} | {"seed"}  # the bootstrap's too
+    if idle := [f"--{key}" for key, value in asked.items() if value is not None and key not in used]:
+        raise ValueError(f"Nothing here uses {' '.join(idle)}: leave them out, or add --model or another of --outputs.")
+    systems = []
+    for path, output, name in planned:
+        wanted = SeparationOptions(**{key: value for key, value in asked.items() if key not in without[output]})
+        systems.append(ModelSystem(path, output, wanted, options.device, name))
     return systems

@@ -141,13 +141,11 @@ def run(options: argparse.Namespace) -> int:
     model, processor = load_separator(options.model or DEFAULT_MODEL, dtype)
     pipe = pipeline("audio-source-separation", model=model, processor=processor, device=device)
     wanted = SeparationOptions(**call_options(options))
-    wanted.check(pipe.model.config)
+    wanted.check(pipe.model, pipe.processor)
     stems = wanted.labels(pipe.model.config)
     plan, more = plan_outputs(songs, stems, options.output_dir, options.filename, options.format)
-    settings = {**call_options(options), "bits": options.bits, "clip_mode": clip_mode_of(options)}
-    settings |= {"format": options.format, "dtype": str(dtype), "strict": options.strict}
-    del settings["batch_size"]  # it changes nothing
-    settings["model"] = model_digest(pipe.model, pipe.processor)
+    settings = stem_settings(options, wanted.output or pipe.model.config.outputs[0])
+    settings |= {"dtype": str(dtype), "model": model_digest(pipe.model, pipe.processor)}
 
     problems += more
     if shard_index:
@@ -164,6 +162,19 @@ def call_options(options: argparse.Namespace) -> dict:
     names = ("stems", "two_stems", "output", "window_s", "overlap", "batch_size", "num_candidates")
     names += ("do_sample", "temperature", "top_k", "top_p", "seed", "num_codebooks", "expected")
     return {name: getattr(options, name) for name in names}
+
+
+def stem_settings(options: argparse.Namespace, output: str) -> dict:
+    """Options that change what stems are, as they are: others have their default here, or are left out."""
+    settings = {**call_options(options), "bits": options.bits, "clip_mode": clip_mode_of(options)}
+    settings |= {"format": options.format, "strict": options.strict}
+    settings["output"] = output
+    del settings["batch_size"]
+    if output == "masked":
+        settings["seed"] = None
+    if options.format == "mp3":
+        settings["bits"] = "16"
+    return settings
 
 
 @dataclass(frozen=True)

@@ -94,10 +94,12 @@ class StemDataset(Dataset):
             self.songs = [song for song in self.songs if all(known_stems(song, self.stems))]
         if not self.songs:
             raise ValueError(f"No song of split {split!r} in {manifests}.")
+        shares = _shares(self.songs, source_weights)
+        self.songs = [song for song, share in zip(self.songs, shares) if share]
+        shares = shares[shares > 0]
         self._known = np.array([known_stems(song, self.stems) for song in self.songs])
         for song in self.songs:
             self._check_packed_rate(song)
-        shares = _shares(self.songs, source_weights)
         self._cumulated = _cumulated(shares)
         duration = sum(song.duration for song in self.songs)
         self.epoch_size = epoch_size or max(1, round(duration / crop_s))

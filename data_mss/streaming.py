@@ -20,15 +20,15 @@ from torch.utils.data import IterableDataset
 
 from processing_mss import read_audio, resample
 
-from .audio_files import add_up
+from .audio_files import PACKED_SUFFIX, add_up, read_mono
 from .manifest import STEMS, Song, known_stems, stem_paths
 
 
 def song_rows(songs: Iterable[Song], stems: Iterable[str]) -> Iterator[dict]:
     """Rows of songs: `id`, and per stem the bytes of a file (empty for silence).
 
-    A stem that is one file goes as it is; several are summed and written as FLAC. Stems that are not asked for count as
-    "other", if that is.
+    A stem that is one audio file goes as it is; several, and packed ones, are summed and written as FLAC. Stems that
+    are not asked for count as "other", if that is.
 
     Raises:
         ValueError: a song some of whose stems are known as a sum only.
@@ -42,16 +42,15 @@ def song_rows(songs: Iterable[Song], stems: Iterable[str]) -> Iterator[dict]:
         row = {"id": song.id}
         for stem in stems:
             paths = stem_paths(song, stem, stems)
-            row[stem] = paths[0].read_bytes() if len(paths) == 1 else _summed(paths)
+            one_file = len(paths) == 1 and paths[0].suffix != PACKED_SUFFIX
+            row[stem] = paths[0].read_bytes() if one_file else _summed(paths, song.sampling_rate)
         yield row
 
 
-def _summed(paths: list) -> bytes:
+def _summed(paths: list, rate: int) -> bytes:
     if not paths:
         return b""
-    files = [read_audio(path) for path in paths]
-    rate = files[0][1]
-    total = add_up([resample(torch.from_numpy(waveform).mean(dim=0), own, rate) for waveform, own in files])
+    total = add_up([read_mono(path, rate, packed_rate=rate) for path in paths])
     buffer = io.BytesIO()
     soundfile.write(buffer, total.numpy(), rate, format="FLAC", subtype="PCM_24")
     return buffer.getvalue()
@@ -85,11 +84,12 @@ class StreamingStemDataset(IterableDataset):
         self.sampling_rate = sampling_rate
         self.crops_per_song = crops_per_song
         self.seed = seed
-        self.epoch = 0
+        # Shared memory: workers that outlive an epoch see the new number.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int):
         """Draw other crops, in another order: to be called before every epoch."""
-        self.epoch = epoch
+        self._epoch.fill_(epoch)
         self.rows.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[dict]:
@@ -97,7 +97,7 @@ class StreamingStemDataset(IterableDataset):
             stems = [self._decode(row[stem]) for stem in self.stems]
             length = max(self.num_samples, *(len(stem) for stem in stems))
             song = torch.stack([torch.nn.functional.pad(stem, (0, length - len(stem))) for stem in stems])
-            rng = np.random.default_rng([self.seed, self.epoch, *row["id"].encode()])
+            rng = np.random.default_rng([self.seed, self._epoch.item(), *row["id"].encode()])
             for start in rng.integers(0, length - self.num_samples + 1, self.crops_per_song):
                 crop = song[:, start : start + self.num_samples].clone()
                 yield {"stems": crop, "mixture": crop.sum(dim=0), "song_ids": [row["id"]] * len(self.stems)}

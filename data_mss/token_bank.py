@@ -18,8 +18,8 @@ class TokenBank:
     crops: an encoder whose rounding depends on the batch size gives the same codes only if `chunk` equals `refresh`.
 
     Args:
-        read_crops: indices -> stems `(N, S, T)` float on the device, augmented and levelled, each by its index alone;
-            and `(N, S)` bool, which of them are known by themselves (see `StemDataset.labels`).
+        read_crops: indices -> a mapping with `stems` `(N, S, T)` float on the device, augmented and levelled, each by
+            its index alone; `known` `(N, S)` and `estimated` `(N,)` bool (see `StemDataset.labels`).
         encode: stems `(N, S, T)` -> codes `(N, S, 2F, Q)`, below 32768.
         size: crops held; 2 bytes a sample and a code each (1.5 MB for four stems of 4 s).
         refresh: crops replaced at every step, the oldest first.
@@ -35,7 +35,7 @@ class TokenBank:
 
     def __init__(
         self,
-        read_crops: Callable[[list[int]], tuple[torch.Tensor, torch.Tensor]],
+        read_crops: Callable[[list[int]], dict[str, torch.Tensor]],
         encode: Callable[[torch.Tensor], torch.Tensor],
         size: int,
         refresh: int,
@@ -61,7 +61,7 @@ class TokenBank:
         self.index_stride = index_stride
         self._held = range(0)  # crops in the bank
         self._waveforms = self._codes = None  # (size, S, T) and (size, S, 2F, Q), int16
-        self._known = None  # (size, S) bool, on the CPU
+        self._known = self._estimated = None  # (size, S) and (size,) bool, on the CPU
 
     @torch.no_grad()
     def fill(self, step: int):
@@ -75,17 +75,20 @@ class TokenBank:
         self._held = window
 
     def _put(self, crops: range):
-        stems, known = self.read_crops([self.index_offset + self.index_stride * crop for crop in crops])
+        read = self.read_crops([self.index_offset + self.index_stride * crop for crop in crops])
+        stems = read["stems"]
         codes = self.encode(stems)
         if self._waveforms is None:
             self._waveforms = stems.new_zeros(self.size, *stems.shape[1:], dtype=torch.int16)
             self._codes = codes.new_zeros(self.size, *codes.shape[1:], dtype=torch.int16)
             self._known = torch.ones(self.size, stems.shape[1], dtype=torch.bool)
+            self._estimated = torch.zeros(self.size, dtype=torch.bool)
         slots = [crop % self.size for crop in crops]
         samples = (stems * (32768 / FULL_SCALE)).round().clamp(-32768, 32767)
         self._waveforms[slots] = samples.to(torch.int16)
         self._codes[slots] = codes.to(torch.int16)
-        self._known[slots] = known.cpu()
+        self._known[slots] = read["known"].cpu()
+        self._estimated[slots] = read["estimated"].cpu()
 
     def batch(self, step: int, batch_size: int, generator: torch.Generator | None = None) -> dict:
         """Crops of the bank as it is at `step`.
@@ -94,8 +97,9 @@ class TokenBank:
             generator: of the choice, on the CPU.
 
         Returns:
-            `mixture` `(B, T)` and `stems` `(B, S, T)` float32, `audio_codes` `(B, S, 2F, Q)` int64, `known` `(B, S)`
-            bool: unknown are all stems of a sum that is heard in the crop.
+            `mixture` `(B, T)` and `stems` `(B, S, T)` float32, `audio_codes` `(B, S, 2F, Q)` int64; `known` `(B, S)`
+            bool: unknown are all stems of a sum that is heard in the crop; `estimated` `(B,)` bool, of remixed crops
+            False.
         """
         self.fill(step)
         num_stems = self._waveforms.shape[1]
@@ -109,4 +113,6 @@ class TokenBank:
         unknown = ~self._known[entries]  # (B, S, S): of the entry that gave each stem, which stems are part of a sum
         last = unknown & (unknown.flip(2).cumsum(dim=2).flip(2) == 1)  # the one that holds the sum; others are silent
         in_sums = (unknown & last.diagonal(dim1=1, dim2=2)[..., None]).any(dim=1)
-        return {"mixture": stems.sum(dim=1), "stems": stems, "audio_codes": codes, "known": ~in_sums}
+        estimated = self._estimated[entries[:, 0]] & ~remixed[:, 0]
+        mixture = stems.sum(dim=1)
+        return {"mixture": mixture, "stems": stems, "audio_codes": codes, "known": ~in_sums, "estimated": estimated}

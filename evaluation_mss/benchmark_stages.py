@@ -163,7 +163,7 @@ class StagedSeparation:
     def __init__(self, model, processor, output: str):
         self.model, self.processor = model, processor
         options = SeparationOptions(output=output, seed=SEED)
-        options.check(model.config)
+        options.check(model, processor)
         self.options = options.as_saved_with(model.config, model.generation_config)
 
     @torch.no_grad()

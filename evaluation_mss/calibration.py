@@ -42,7 +42,7 @@ class Trial:
         self.song, self.stems, self.temperature = song, pipe.model.config.stems, pipe.model.config.mask_temperature
         processor, rate = pipe.processor, song.sampling_rate
         options = SeparationOptions(output=output, seed=0)
-        options.check(pipe.model.config)
+        options.check(pipe.model, processor)
         options = options.as_saved_with(pipe.model.config, pipe.model.generation_config)
         self.plan, self.rate = processor.plan(song.mixture, rate), processor.sampling_rate
         mono = resample(song.mixture.mean(dim=0), rate, self.rate)

@@ -76,7 +76,7 @@ class ModelSystem:
         device = torch.device(device or default_device())
         self._pipeline = pipeline("audio-source-separation", model=str(folder), device=device, dtype="auto")
         self._pipeline.model.to(device)  # in one of several processes, transformers leaves it where it was loaded
-        self.options.check(self._pipeline.model.config)
+        self.options.check(self._pipeline.model, self._pipeline.processor)
         self.name = name or f"mss-lm {output}"
         self.generative = output == "generated"
         said = {}

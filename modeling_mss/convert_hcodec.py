@@ -138,7 +138,10 @@ def convert(
     """
     hubert_model = HubertModel.from_pretrained(hubert) if hubert else None
     upstream_config = yaml.safe_load(Path(config).read_text())
-    codec_config = convert_upstream_config(upstream_config, hubert_model.config if hubert_model else None)
+    try:
+        codec_config = convert_upstream_config(upstream_config, hubert_model.config if hubert_model else None)
+    except KeyError as error:
+        raise ValueError(f"{config} lacks {error} in one of its sections.") from error
     if str(checkpoint).endswith(".safetensors"):
         upstream = load_file(checkpoint)
     else:

@@ -1,5 +1,6 @@
 """What a user may ask of a separation, checked before any work is done."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -37,8 +38,9 @@ class SeparationOptions:
     clip_mode: str = "none"
     progress_callback: Callable[[int, int], None] | None = None
 
-    def check(self, config) -> None:
-        """Raise ValueError for anything that a model with this configuration cannot do, or that contradicts itself."""
+    def check(self, model, processor) -> None:
+        """Raise ValueError for anything that this model cannot do, whatever the song, or that contradicts itself."""
+        config = model.config
         output = self.output or config.outputs[0]
         names = list(config.stems)
         if output not in config.outputs:
@@ -73,6 +75,19 @@ class SeparationOptions:
             raise ValueError(
                 f"num_candidates={self.num_candidates} needs samples that differ: leave `do_sample` out or set it True."
             )
+        self._check_sampling(model.generation_config)
+        processor.window_layout(1, processor.sampling_rate, self.window_s, self.overlap)
+
+    def _check_sampling(self, generation_config) -> None:
+        limits = {"temperature": (0, math.inf), "top_k": (-1, math.inf), "top_p": (0, 1)}
+        given = {name: getattr(self, name) for name in limits if getattr(self, name) is not None}
+        do_sample = generation_config.do_sample if self.do_sample is None else self.do_sample
+        if given and not (do_sample or (self.num_candidates or 1) > 1):
+            raise ValueError(f"{list(given)} have an effect on sampling only: pass do_sample=True as well.")
+        for name, value in given.items():
+            above, at_most = limits[name]
+            if not above < value <= at_most:
+                raise ValueError(f"`{name}` must be above {above} and at most {at_most}, got {value}.")
 
     def as_saved_with(self, config, generation_config) -> "SeparationOptions":
         """Complete: the model's own output and number of candidates, where none was asked for.

@@ -46,7 +46,7 @@ class AudioSourceSeparationPipeline(Pipeline):
         # The base class would count songs; windows are what this pipeline batches.
         super().__init__(*args, windows_per_batch=batch_size, **kwargs)
         self.processor.check_model(self.model.config)
-        SeparationOptions(**self._forward_params).check(self.model.config)
+        SeparationOptions(**self._forward_params).check(self.model, self.processor)
         if self.model.config.untrained:
             logger.warning(
                 "The weights of this checkpoint are UNTRAINED (random): the stems will be noise, whatever the song. "

@@ -57,7 +57,7 @@ def separate_songs(songs: Iterable[Song], model, processor, options: SeparationO
     Raises:
         ValueError: options that contradict each other, the model or a song, before anything is done.
     """
-    options.check(model.config)
+    options.check(model, processor)
     options = options.as_saved_with(model.config, model.generation_config)
     labels = options.labels(model.config)
 

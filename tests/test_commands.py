@@ -21,7 +21,7 @@ from transformers import GenerationConfig
 from commands_mss.main import main
 from processing_mss import AudioSourceSeparationPipeline, AudioWriter, audio_reader_mss, fitting_dtype
 from tests.launching import fork_server
-from tests.tiny import tiny_model, tiny_processor
+from tests.tiny import masked_options, tiny_model, tiny_processor
 
 
 @pytest.fixture
@@ -108,6 +108,17 @@ def test_only_what_was_made_from_the_same_song_with_the_same_options_is_left_as_
     soundfile.write(other, np.zeros((100, 1)), 44100)
     assert main(["separate", str(other), *both[2:]]) == 1 and "another song" in capsys.readouterr().err
     assert vocals.read_bytes() == made
+
+
+def test_options_that_change_nothing_in_the_stems_do_not_make_them_others(song, tmp_path, capsys):
+    model = tiny_model(**masked_options())
+    AudioSourceSeparationPipeline(model=model, processor=tiny_processor(model.config)).save_pretrained(tmp_path / "m")
+    arguments = ["separate", str(song), "--model", str(tmp_path / "m"), "--output_dir", str(tmp_path / "out")]
+    arguments += ["--format", "mp3"]
+    assert main([*arguments, "--seed", "1", "--bits", "24"]) == 0
+    assert main([*arguments, "--output", "masked", "--batch_size", "1"]) == 0
+    assert "left as it is" in capsys.readouterr().out
+    assert main([*arguments, "--overlap", "0.2"]) == 1 and "other options" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("link", [None, "symlink_to", "hardlink_to"])

@@ -25,6 +25,7 @@ from data_mss.stem_folders import prepare_stem_folders
 from data_mss.streaming import StreamingStemDataset, song_rows
 from processing_mss import AudioReadError, read_audio
 from tests.launching import fork_server
+from tests.tiny import small_corpus
 
 STEMS = ["vocals", "drums", "bass", "other"]
 
@@ -368,7 +369,20 @@ def test_streaming_through_datasets(corpus, tmp_path):
     assert all(torch.equal(one["stems"], other["stems"]) for one, other in zip(crops, dataset))
     dataset.set_epoch(1)
     assert not torch.equal(next(iter(dataset))["stems"], crops[0]["stems"])
-    assert len(list(DataLoader(dataset, batch_size=2, num_workers=1))) == 6
+    in_order = StreamingStemDataset(stream, crops_per_song=4, buffer_size=1)
+    loader = DataLoader(in_order, batch_size=2, num_workers=1, persistent_workers=True)
+    first = [batch["stems"] for batch in loader]
+    in_order.set_epoch(1)
+    second = [batch["stems"] for batch in loader]
+    assert len(first) == len(second) == 6 and not torch.equal(first[0], second[0])
+
+
+def test_packed_songs_are_streamed_as_they_are(tmp_path):
+    songs = read_manifest(small_corpus(tmp_path, songs=1, seconds=0.5))
+    for song, row in zip(songs, song_rows(songs, STEMS), strict=True):
+        streamed, rate = read_audio(row["drums"])
+        packed = np.load(song.paths("drums")[0]) / 32768
+        assert rate == 48000 and np.abs(streamed[0] - packed).max() < 2**-22
 
 
 def test_equaliser_is_the_biquads_run_sample_by_sample():

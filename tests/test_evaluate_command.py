@@ -125,8 +125,8 @@ def test_each_output_gets_the_options_that_it_has(tmp_path, model_dir):
         assert system.name == f"mss-lm {output}" and system.options.output == output
         expected = {name: asked[name] if name in has else None for name in asked}
         assert {name: getattr(system.options, name) for name in asked} == expected
-    (only,) = command.load_models(parser.parse_args([*given, "--outputs", "masked"]))
-    assert only.name == "mss-lm masked"
+    with pytest.raises(ValueError, match="Nothing here uses --num_candidates --expected: leave"):
+        command.load_models(parser.parse_args([*given, "--outputs", "masked"]))
 
     models = ["--model", f"masks={tmp_path}", f"tokens={model_dir}", "--outputs"]  # the second has no masks
     systems = command.load_models(parser.parse_args([*given, *models, "masked", "filtered"]))
@@ -141,6 +141,7 @@ def test_each_output_gets_the_options_that_it_has(tmp_path, model_dir):
         ([], "give --model, --baseline, --stems_dir or --bounds"),
         (["--bounds", "mixture", "--codec_roundtrip"], "needs --codec"),
         (["--bounds", "mixture", "--codec", "codec"], "Nothing here uses --codec"),
+        (["--bounds", "mixture", "--window_s", "2"], "Nothing here uses --window_s"),
         (["--bounds", "codec"], "needs a whole codec"),
         (["--stems_dir", "folder"], "NAME=FOLDER"),
         (["--baseline", "unmix"], "must be one of"),

@@ -211,7 +211,7 @@ def make_bank(dataset: StemDataset, device: str = "cpu", **options) -> tuple[Tok
         draw = AugmentationDraw.join([augmentation.draw(1, generator) for generator in generators])
         levels = torch.cat([draw_levels(1, generator) for generator in generators])
         crops = corpus.crops(indices)
-        return set_level(augmentation.apply(crops["stems"], draw), levels), crops["known"]
+        return {**crops, "stems": set_level(augmentation.apply(crops["stems"], draw), levels)}
 
     def encode(stems):
         return (stems[..., :6] * 1000).round().long().unflatten(-1, (3, 2))
@@ -241,9 +241,10 @@ def test_a_bank_filled_at_a_step_is_the_one_that_ran_there(packed, device, size,
 
 
 def test_a_batch_of_the_bank_mixes_stems_and_their_codes():
-    def read_crops(indices):  # stem s of crop i is the constant i + s / 10, also beyond 1
-        constants = torch.tensor(indices)[:, None] / 10 + torch.arange(3) / 100
-        return constants[..., None].expand(-1, -1, 8), torch.ones(len(indices), 3, dtype=torch.bool)
+    def read_crops(indices):  # stem s of crop i is i / 10 + s / 100 throughout, also beyond 1; 16 and 17 are estimated
+        crops = torch.tensor(indices)[:, None]
+        stems = (crops / 10 + torch.arange(3) / 100)[..., None].expand(-1, -1, 8)
+        return {"stems": stems, "known": torch.ones_like(stems[..., 0]).bool(), "estimated": crops[:, 0] // 2 == 8}
 
     def encode(stems):
         return (stems[..., :4] * 100).round().long().unflatten(-1, (2, 2))
@@ -259,6 +260,8 @@ def test_a_batch_of_the_bank_mixes_stems_and_their_codes():
         crops = batch["audio_codes"][..., 0, 0] // 10
         assert set(crops.unique().tolist()) == {2 * crop + offset for crop in range(6, 12)}
     stems = [batches[offset]["audio_codes"][..., 0, 0] // 10 for offset in (0, 1)]
+    assert not batches[0]["estimated"].any()
+    assert torch.equal(batches[1]["estimated"], stems[1][:, 0] == 17) and batches[1]["estimated"].any()
     assert (stems[0] != stems[0][:, :1]).any(dim=1).float().mean() > 0.8
     assert (stems[1] == stems[1][:, :1]).all()
     for options in ({"refresh": 7}, {"chunk": 0}, {"index_offset": 2, "index_stride": 2}):
@@ -296,7 +299,7 @@ def test_sums_of_stems_stay_sums_from_the_manifest_to_the_batch(tmp_path):
     assert two["known"].all() and two["stems"].shape == (2, RATE)
 
     def read_crops(indices):
-        return corpus["stems"][indices], corpus["known"][indices]
+        return {name: values[indices] for name, values in corpus.items() if name != "song_ids"}
 
     bank = TokenBank(read_crops, lambda stems: torch.zeros(*stems.shape[:2], 2, 1), 60, 0, remix_probability=1.0)
     batch = bank.batch(0, 200, torch.Generator().manual_seed(0))

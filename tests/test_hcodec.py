@@ -170,6 +170,10 @@ def test_conversion_refuses_what_does_not_fit_and_leaves_nothing(tmp_path, other
     torch.save({"weight": print}, tmp_path / "weights.pt")  # a pickle that names a function to call
     with pytest.raises(pickle.UnpicklingError):
         convert(tmp_path / "weights.pt", tmp_path / "config.yaml", tmp_path / "codec")
+    del config["decoder_config"]["hop_length"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match="lacks 'hop_length'"):
+        convert(tmp_path / "weights.pt", tmp_path / "config.yaml", tmp_path / "codec")
     config["encoder_config"]["causal"] = True
     with pytest.raises(ValueError, match="causal"):
         convert_upstream_config(config)

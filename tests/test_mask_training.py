@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -120,8 +121,10 @@ def test_the_best_weights_are_exported_not_the_last(folder):
     There are fewer crops for validation than sources of songs, which must not keep any from being the best.
     """
     growing = ("masks.optimizer.decay=2.5", "masks.optimizer.max_grad_norm=1e9", "masks.ema_decay=0.01")
-    settings = (*growing, "masks.validation_crops=1")
+    settings = (*growing, "masks.validation_crops=1", "masks.crops.source_weights={made: 1, backing: 0}")
     assert train(folder, "masks", "spoilt", max_steps=12, settings=settings) == 0
+    cards = [(folder / run / "final" / "README.md").read_text() for run in ("run", "spoilt")]
+    assert ["| backing |" in card for card in cards] == [True, False]  # what is never drawn is no data of the weights
     scores = {step: record["validation/usdr"] for step, record in read_log(folder / "spoilt", "validation").items()}
     state = last_state(folder / "spoilt")
     assert 0 < state.best_step == max(scores, key=scores.get) < 12
@@ -155,7 +158,10 @@ def test_the_language_model_goes_on_from_the_masks_and_leaves_them_alone(folder,
 
 
 def test_calibration_chooses_by_validation_songs_and_writes_what_it_chose(folder, told):
-    manifests = [str(folder / "corpus"), str(folder / "other")]
+    small_corpus(folder / "silent", songs=0)  # nothing to be scored
+    for path in (folder / "silent").glob("*.npy"):
+        np.save(path, np.zeros_like(np.load(path)))
+    manifests = [str(folder / name) for name in ("corpus", "other", "silent")]
     target = shutil.copytree(told / "final", folder / "calibrated")
     result = calibrate(target, manifests, excerpt_s=1.0, with_tokens=True)
     for field, scores in (("mask_temperature", result["masked"]), ("token_share", result["filtered"])):

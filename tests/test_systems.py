@@ -195,8 +195,9 @@ def test_the_identity_of_a_model_says_what_ran(model_dir, tmp_path):
     assert len({plain, *others}) == 5 and others[2] == f"{plain}, seed=1"
     with pytest.raises(ValueError, match="two_stems"):
         identity(model_dir, SeparationOptions(two_stems="vocals"))
-    with pytest.raises(ValueError, match="num_codebooks"):
-        identity(model_dir, SeparationOptions(num_codebooks=99))
+    for options in ({"num_codebooks": 99}, {"window_s": -1.0}, {"overlap": 1.0}, {"temperature": 0.5}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            identity(model_dir, SeparationOptions(**options))
 
 
 # Stems of other programs

@@ -151,9 +151,12 @@ def test_fine_tuning_with_other_stems_keeps_what_fits(tmp_path, config, corpus, 
     tiny_processor(trained.config).save_pretrained(tmp_path / "trained")
     more = ["--codec", codec_dir, "--init_from", str(tmp_path / "trained"), "--max_steps", "1"]
     still = ["--set", "stems=[vocals, other]", "separator.optimizer.learning_rate=0", "separator.ema_decay=null"]
+    still += ["separator.model.label_smoothing=0.3", "separator.model.prefix_stride=4"]
     assert train_accelerate.main(arguments("separator", config, corpus, tmp_path / "run", *more, *still)) == 0
     tuned = MssForConditionalGeneration.from_pretrained(tmp_path / "run" / "final")
     assert tuned.config.stems == ["vocals", "other"]
+    # What it is trained by is the configuration's, what it is built of its own.
+    assert [tuned.config.label_smoothing, tuned.config.prefix_stride] == [0.3, trained.config.prefix_stride] != [0.3, 4]
     assert torch.equal(tuned.track_embedding.weight[0], trained.track_embedding.weight[1])
     assert torch.equal(tuned.encoder.mask_head.out.weight[0], trained.encoder.mask_head.out.weight[1])
     assert torch.equal(tuned.acoustic_head.weight, trained.acoustic_head.weight)

@@ -228,6 +228,8 @@ class MaskStageConfig(StageConfig):
     def __post_init__(self):
         super().__post_init__()
         require(not self.model, "masks.model", "empty: the encoder is that of separator.model", self.model)
+        allowed = "'files' or 'device': a bank keeps codes, which masks do not learn from"
+        require(self.crops.input != "bank", "masks.crops.input", allowed, self.crops.input)
 
 
 @dataclass

@@ -56,7 +56,7 @@ def write_model_card(
 ) -> None:
     """Write `README.md`: what the weights were trained on and under which licences, with which settings and scores.
 
-    `base`: what it went on from.
+    `songs`: those that crops were drawn from; `base`: what it went on from.
     """
     card_data = ModelCardData(
         library_name=None if stage == "peer" else "transformers",
@@ -65,8 +65,7 @@ def write_model_card(
     )
     hours = defaultdict(float)
     for song in songs:
-        if song.split == "train":
-            hours[song.source, song.licence] += song.duration / 3600
+        hours[song.source, song.licence] += song.duration / 3600
     rows = [f"| {source} | {licence} | {hours[source, licence]:.2f} |" for source, licence in sorted(hours)]
     sections = config.to_dict()
     settings = {"stems": config.stems, stage: sections[stage]}

@@ -96,9 +96,8 @@ class TrainingCrops:
                 index_stride=self.num_processes,
             )
 
-    def _read_for_bank(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        crops = self.augment(self.corpus.crops(indices), indices)
-        return crops["stems"], crops["known"]
+    def _read_for_bank(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        return self.augment(self.corpus.crops(indices), indices)
 
     def indices(self, number: int) -> list[int]:
         """Crops of this process in batch `number`."""

@@ -26,6 +26,7 @@ SEPARATOR = "separator"
 FROZEN_CODEC = "codec."
 ENCODER = "encoder"
 NUM_SAMPLES = 8  # decodings whose power is averaged in validation
+OBJECTIVE = ("label_smoothing", "codebook_loss_weights", "mask_loss_weight")  # fields of a model, not its architecture
 TABLES_OF_STEMS = {"track_embedding.weight", "encoder.mask_head.out.weight", "encoder.mask_head.out.bias"}
 
 
@@ -119,7 +120,10 @@ class SeparatorStage(Stage):
             others = tuple(f"{name}." for name, _ in model.named_children() if name != ENCODER)
             load_learned_weights(model, weights, others if of_masks(weights) else (FROZEN_CODEC,))
             return model
-        trained = MssForConditionalGeneration.from_pretrained(init_from, dtype=torch.float32)
+        asked = self.training_config.separator.model
+        objective = {name: asked[name] for name in OBJECTIVE if name in asked}
+        config = MssConfig(**MssConfig.from_pretrained(init_from).to_dict() | objective)
+        trained = MssForConditionalGeneration.from_pretrained(init_from, config=config, dtype=torch.float32)
         stems = self.training_config.stems
         if list(trained.config.stems) == stems:
             return trained
@@ -167,8 +171,6 @@ class SeparatorStage(Stage):
         powers would have that of their squares, and be too sure.
         """
         powers = mel_power_spectrogram(batch["stems"], num_mel_bins=self.model.config.encoder_config.num_mel_bins)
-        if "estimated" not in batch:
-            return powers
         magnitudes = powers.sqrt()
         total = powers.sum(dim=1, keepdim=True)
         softer = magnitudes * (total / magnitudes.sum(dim=1, keepdim=True).clamp(min=1e-10))

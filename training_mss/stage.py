@@ -53,7 +53,7 @@ class Stage(ABC):
 
     A batch is a mapping with `stems` `(B, S, T)` and `mixture` `(B, T)`, float32 at 48 kHz on the device, augmented and
     levelled; `known` `(B, S)` and `estimated` `(B,)`, bool, on the device (`StemDataset.labels`); from the token bank
-    also `audio_codes` `(B, S, 2 F, Q)`, but not `estimated`.
+    also `audio_codes` `(B, S, 2 F, Q)`.
 
     Attributes:
         networks: the modules that are trained, in the order of their updates. The loop replaces them by their prepared
