@@ -79,15 +79,16 @@ class SeparationOptions:
         processor.window_layout(1, processor.sampling_rate, self.window_s, self.overlap)
 
     def _check_sampling(self, generation_config) -> None:
-        limits = {"temperature": (0, math.inf), "top_k": (-1, math.inf), "top_p": (0, 1)}
-        given = {name: getattr(self, name) for name in limits if getattr(self, name) is not None}
+        given = [name for name in ("temperature", "top_k", "top_p") if getattr(self, name) is not None]
         do_sample = generation_config.do_sample if self.do_sample is None else self.do_sample
         if given and not (do_sample or (self.num_candidates or 1) > 1):
-            raise ValueError(f"{list(given)} have an effect on sampling only: pass do_sample=True as well.")
-        for name, value in given.items():
-            above, at_most = limits[name]
-            if not above < value <= at_most:
-                raise ValueError(f"`{name}` must be above {above} and at most {at_most}, got {value}.")
+            raise ValueError(f"{given} have an effect on sampling only: pass do_sample=True as well.")
+        if self.temperature is not None and not 0 < self.temperature < math.inf:
+            raise ValueError(f"`temperature` must be above 0, got {self.temperature}.")
+        if self.top_k is not None and self.top_k < 0:
+            raise ValueError(f"`top_k` must be at least 0, got {self.top_k}.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"`top_p` must be above 0 and at most 1, got {self.top_p}.")
 
     def as_saved_with(self, config, generation_config) -> "SeparationOptions":
         """Complete: the model's own output and number of candidates, where none was asked for.

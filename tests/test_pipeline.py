@@ -442,7 +442,9 @@ def test_bad_input_is_named(pipe, song, message):
         ({"overlap": 1.0}, "below 1"),
         ({"window_s": 0.01}, "at least"),
         ({"batch_size": 0}, "at least 1"),
-        ({"do_sample": True, "temperature": 0.0}, "temperature"),
+        ({"do_sample": True, "temperature": 0.0}, "above 0"),
+        ({"do_sample": True, "top_k": -1}, "at least 0"),
+        ({"do_sample": True, "top_p": 1.1}, "at most 1"),
     ],
 )
 def test_bad_options_are_named(pipe, options, message):
