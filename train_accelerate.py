@@ -50,9 +50,9 @@ from training_mss.separator_step import SeparatorStage
 from training_mss.stage import Stage
 
 SAMPLING_RATE = 48000
-# Every process must hold all weights: the main one alone writes checkpoints and exports.
 # Options that name models, and the stages that read them.
 READ_BY = {"hubert": ["codec"], "codec": ["masks", "separator"], "init_from": ["codec", "masks", "separator"]}
+# Every process must hold all weights: the main one alone writes checkpoints and exports.
 SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 

@@ -53,8 +53,8 @@ class StemDataset(Dataset):
         cache_dir: where formats that do not seek well are packed.
 
     Raises:
-        ValueError: no song of the split, packed songs of another rate, unknown sources in `source_weights`, or
-            impossible values.
+        ValueError: no song of the split, packed songs of another rate, unknown sources or weights below 0 in
+            `source_weights`, or impossible values.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class StemDataset(Dataset):
         if not self.songs:
             raise ValueError(f"No song of split {split!r} in {manifests}.")
         shares = _shares(self.songs, source_weights)
-        self.songs = [song for song, share in zip(self.songs, shares) if share]
+        self.songs = [song for song, share in zip(self.songs, shares) if share > 0]
         shares = shares[shares > 0]
         self._known = np.array([known_stems(song, self.stems) for song in self.songs])
         for song in self.songs:
@@ -266,6 +266,8 @@ def _shares(songs: list[Song], source_weights: dict[str, float] | None) -> np.nd
             f"`source_weights` names {sorted(unknown)}; the songs come from {sorted(there)}. (Songs of which stems "
             "are known as a sum only are left out unless `partly_known`.)"
         )
+    if not all(0 <= weight < math.inf for weight in source_weights.values()):
+        raise ValueError(f"`source_weights` must be numbers from 0 on, got {source_weights}.")
     shares = np.zeros(len(songs))
     for source, weight in source_weights.items():
         of_source = sources == source

@@ -342,6 +342,8 @@ def test_sources_are_drawn_by_weight_and_confidence(tmp_path, corpus):
     assert len(StemDataset(songs, min_confidence=0.9).songs) == 3
     with pytest.raises(ValueError, match="third"):
         StemDataset(songs, source_weights={"third": 1.0})
+    with pytest.raises(ValueError, match="from 0 on"):
+        StemDataset(songs, source_weights={"stems": 1.0, "second": -1.0})
     with pytest.raises(ValueError, match="No song of split 'test'"):
         StemDataset(songs, split="test")
 
